@@ -1,0 +1,1 @@
+"""Sources, tokenizer, order and loader: any rank of any site computes its own samples."""

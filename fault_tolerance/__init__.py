@@ -1,0 +1,1 @@
+"""What keeps a run alive: checkpoints, guards, watchdog, preemption, ledger."""

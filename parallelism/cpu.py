@@ -1,0 +1,121 @@
+"""Stand-ins that let megatron-core run on a machine without CUDA. The only module that knows.
+
+Megatron creates small tensors with `device="cuda"`, asks for the current CUDA device and compares type names. `install`
+answers these for Megatron's own modules, through a proxy of `torch` that only they see, and for a handful of
+`torch.cuda` functions that raise on a CPU build. Where CUDA is present it touches nothing.
+"""
+
+import contextlib
+import functools
+import importlib
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+_CPU = torch.device("cpu")
+# Modules of Megatron that name the device "cuda" in calls that we reach.
+_MODULES_NAMING_CUDA = (
+    "megatron.core.optimizer.optimizer",
+    "megatron.core.pipeline_parallel.schedules",
+    "megatron.core.transformer.moe.moe_utils",
+    "megatron.core.transformer.moe.token_dispatcher",
+)
+_FACTORIES = ("tensor", "zeros", "ones", "empty", "full", "arange")
+
+
+class _TorchOnCpu(types.ModuleType):
+    """`torch`, except that its tensor factories read device "cuda" as "cpu"."""
+
+    def __init__(self) -> None:
+        super().__init__("torch")
+        for name in _FACTORIES:
+            setattr(self, name, _on_cpu(getattr(torch, name)))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
+def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    @functools.wraps(factory)
+    def make(*args: Any, **kwargs: Any) -> torch.Tensor:
+        if "device" in kwargs and str(kwargs["device"]).startswith("cuda"):
+            kwargs["device"] = _CPU
+        return factory(*args, **kwargs)
+
+    return make
+
+
+class _NoStream:
+    """What Megatron does with a stream where there are none."""
+
+    def wait_stream(self, _: Any) -> None: ...
+    def synchronize(self) -> None: ...
+
+
+class _FusedWeightGradient(types.ModuleType):
+    """Stand-in for the CUDA extension of the same job: accumulate a weight's gradient in its matrix product.
+
+    Shapes: input (tokens, in), grad_output (tokens, out), main_grad (out, in).
+    """
+
+    @staticmethod
+    def wgrad_gemm_accum_fp32(input: torch.Tensor, grad_output: torch.Tensor, main_grad: torch.Tensor) -> None:
+        if input.dtype is torch.float32:
+            main_grad.addmm_(grad_output.t(), input)
+        else:
+            main_grad.add_(grad_output.t() @ input)
+
+
+def install() -> None:
+    """Put the stand-ins in place, once; does nothing where CUDA is available."""
+    if torch.cuda.is_available() or getattr(torch.cuda, "_isthmus_stand_ins", False):
+        return
+    nothing = lambda *args, **kwargs: None  # noqa: E731
+    stand_ins: dict[str, Any] = {
+        "current_device": lambda: _CPU,
+        "synchronize": nothing,
+        "manual_seed": nothing,
+        "Stream": lambda *args, **kwargs: _NoStream(),
+        "current_stream": lambda *args, **kwargs: _NoStream(),
+        "default_stream": lambda *args, **kwargs: _NoStream(),
+        "stream": lambda *args, **kwargs: contextlib.nullcontext(),
+        "get_rng_state": lambda *args, **kwargs: torch.get_rng_state(),
+        "set_rng_state": lambda state, *args, **kwargs: torch.set_rng_state(state),
+        "is_current_stream_capturing": lambda: False,
+    }
+    for name, value in stand_ins.items():
+        setattr(torch.cuda, name, value)
+    torch.cuda.nvtx.range_push = nothing  # type: ignore[assignment]
+    torch.cuda.nvtx.range_pop = nothing  # type: ignore[assignment]
+    torch.cuda._isthmus_stand_ins = True  # type: ignore[attr-defined]
+
+    random = importlib.import_module("megatron.core.tensor_parallel.random")
+    random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
+    random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
+    layers = importlib.import_module("megatron.core.tensor_parallel.layers")
+    layers.fused_weight_gradient_mlp_cuda = _FusedWeightGradient("fused_weight_gradient_mlp_cuda")
+    layers._grad_accum_fusion_available = True
+    proxy = _TorchOnCpu()
+    for name in _MODULES_NAMING_CUDA:
+        importlib.import_module(name).torch = proxy  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def cuda_type_names() -> Iterator[None]:
+    """Within: CPU tensors answer `.type()` as Megatron's optimizer constructors expect ('torch.cuda.FloatTensor')."""
+    if torch.cuda.is_available():
+        yield
+        return
+    original = torch.Tensor.type
+
+    def renamed(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        answer = original(tensor, *args, **kwargs)
+        return answer.replace("torch.", "torch.cuda.", 1) if isinstance(answer, str) else answer
+
+    torch.Tensor.type = renamed  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        torch.Tensor.type = original  # type: ignore[method-assign]

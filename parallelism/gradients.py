@@ -1,0 +1,113 @@
+"""Gradient buckets: one flat stretch of gradients, announced as soon as its reduction inside the site has begun."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer import TransformerConfig
+from torch import Tensor
+
+from isthmus.parallelism.config import ParallelConfig
+from isthmus.parallelism.slices import Piece, Slice, slices_of
+
+
+@dataclass(frozen=True)
+class GradientBucket:
+    """What a bucket's reduction leaves on this rank, as sums over the site's tokens, not yet divided by them.
+
+    Attributes:
+        index: number of the bucket on this rank, the same at every step.
+        slices: (address, flat view of the gradient) of each part that this rank owns.
+        wait: blocks until the reduction inside the site is done and the views hold their values.
+    """
+
+    index: int
+    slices: list[tuple[Slice, Tensor]]
+    wait: Callable[[], None]
+
+
+BucketReady = Callable[[GradientBucket], None]
+
+
+class _FirstStage:
+    """Megatron buckets gradients on the first pipeline stage only; each stage passes for the first one here."""
+
+    def rank(self) -> int:
+        return 0
+
+    def size(self) -> int:
+        return 1
+
+
+def wrap(
+    chunks: list[Any], config: TransformerConfig, parallel: ParallelConfig, groups: ProcessGroupCollection
+) -> list[Any]:
+    """Wrap each chunk in Megatron's DistributedDataParallel, in buckets on every pipeline stage."""
+    ddp_config = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        use_distributed_optimizer=parallel.distributed_optimizer,
+        overlap_grad_reduce=parallel.overlap,
+        overlap_param_gather=parallel.overlap and parallel.distributed_optimizer,
+        bucket_size=parallel.bucket_parameters,
+        average_in_collective=False,
+    )
+    as_first = ProcessGroupCollection()
+    for name, group in vars(groups).items():
+        setattr(as_first, name, group)
+    as_first.pp = _FirstStage()
+    return [DistributedDataParallel(config, ddp_config, chunk, pg_collection=as_first) for chunk in chunks]
+
+
+def announce_buckets(
+    chunks: list[Any], pieces: dict[torch.nn.Parameter, list[Piece]], callback: BucketReady
+) -> list[GradientBucket]:
+    """Call `callback` whenever a bucket's reduction has been started; return all buckets in their order.
+
+    In the first step Megatron does not know yet which gradients to expect and starts all buckets after the backward
+    pass; from the second step on each starts as soon as its last gradient is there.
+    """
+    buckets = []
+    for chunk in chunks:
+        for group in (*chunk.bucket_groups, *chunk.expert_parallel_bucket_groups):
+            bucket = GradientBucket(index=len(buckets), slices=list(_owned(group, pieces)), wait=_waiter(group))
+            group.start_grad_sync = _announcing(group.start_grad_sync, bucket, callback)
+            buckets.append(bucket)
+    return buckets
+
+
+def _announcing(start: Callable[..., None], bucket: GradientBucket, callback: BucketReady) -> Callable[..., None]:
+    def start_and_announce(*args: Any, **kwargs: Any) -> None:
+        start(*args, **kwargs)
+        callback(bucket)
+
+    return start_and_announce
+
+
+def _waiter(group: Any) -> Callable[[], None]:
+    def wait() -> None:
+        if (handle := group.grad_reduce_handle) is not None:
+            handle.wait()
+
+    return wait
+
+
+def _owned(group: Any, pieces: dict[torch.nn.Parameter, list[Piece]]) -> Iterator[tuple[Slice, Tensor]]:
+    """Yield the parts of a bucket group that this rank owns after the reduction."""
+    sharded = group.ddp_config.use_distributed_optimizer
+    for bucket in group.buckets:
+        size = bucket.grad_data.numel()
+        begin, end = 0, size
+        if sharded:
+            shard = size // group.intra_distributed_optimizer_instance_size
+            begin = shard * group.intra_distributed_optimizer_instance_rank
+            end = begin + shard
+        for parameter in bucket.params_list:
+            # Where the parameter lies in the bucket follows from where its gradient lies in memory.
+            gradient = parameter.main_grad.view(-1)
+            at = (gradient.data_ptr() - bucket.grad_data.data_ptr()) // gradient.element_size()
+            low, high = max(begin - at, 0), min(end - at, parameter.numel())
+            for where, first, last in slices_of(pieces[parameter], low, high):
+                yield where, gradient[first:last]

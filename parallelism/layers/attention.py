@@ -1,0 +1,71 @@
+"""Causal self-attention with rotary positions, on torch's scaled_dot_product_attention."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+class RotaryAttention(torch.nn.Module):
+    """Megatron's `core_attention`: rotates queries and keys (RoFormer, arXiv 2104.09864), then attends causally.
+
+    The rotation happens here rather than in Megatron because both need the heads in another memory order: one pass
+    rotates and transposes.
+    """
+
+    def __init__(self, config: Any, layer_number: int, attn_mask_type: Any, attention_type: str, **_: Any) -> None:
+        super().__init__()
+        self.head_dim = config.kv_channels
+        self.rotary_base = config.rotary_base
+        self._angles: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, query_SBND: Tensor, key_SBGD: Tensor, value_SBGD: Tensor, *_: Any, **__: Any) -> Tensor:
+        """Return the attended values, (S, B, N * D)."""
+        sequence, batch = query_SBND.shape[:2]
+        cos_SD, sin_SD = self._rotary_angles(sequence, query_SBND)
+        query_BNSD = _Rotate.apply(query_SBND, cos_SD, sin_SD)
+        key_BGSD = _Rotate.apply(key_SBGD, cos_SD, sin_SD)
+        context_BNSD = functional.scaled_dot_product_attention(
+            query_BNSD,
+            key_BGSD,
+            value_SBGD.permute(1, 2, 0, 3),
+            is_causal=True,
+            enable_gqa=query_SBND.shape[2] != key_SBGD.shape[2],
+        )
+        return context_BNSD.permute(2, 0, 1, 3).reshape(sequence, batch, -1)
+
+    def _rotary_angles(self, sequence: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return cos and sin, (S, D / 2) each, in the dtype of the activations; computed in fp32 once."""
+        cached = self._angles
+        if cached is None or cached[0].shape[0] != sequence or cached[0].dtype != like.dtype:
+            exponents = torch.arange(0, self.head_dim, 2, device=like.device, dtype=torch.float32) / self.head_dim
+            positions = torch.arange(sequence, device=like.device, dtype=torch.float32)
+            angles = torch.outer(positions, self.rotary_base**-exponents)
+            cached = self._angles = (angles.cos().to(like.dtype), angles.sin().to(like.dtype))
+        return cached
+
+
+class _Rotate(torch.autograd.Function):
+    """(S, B, N, D) -> (B, N, S, D), the halves of D rotated by cos, sin; backward rotates by the opposite angle."""
+
+    @staticmethod
+    def forward(ctx: Any, x_SBND: Tensor, cos_SD: Tensor, sin_SD: Tensor) -> Tensor:
+        ctx.save_for_backward(cos_SD, sin_SD)
+        return _rotate(x_SBND.permute(1, 2, 0, 3), cos_SD, sin_SD, torch.contiguous_format)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (grad_BNSD,) = grads
+        cos_SD, sin_SD = ctx.saved_tensors
+        grad_SBND = grad_BNSD.permute(2, 0, 1, 3)
+        return _rotate(grad_SBND, cos_SD[:, None, None], -sin_SD[:, None, None], torch.contiguous_format), None, None
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, memory_format: torch.memory_format) -> Tensor:
+    out = torch.empty_like(x, memory_format=memory_format)
+    first, second = x.chunk(2, dim=-1)
+    out_first, out_second = out.chunk(2, dim=-1)
+    torch.mul(first, cos, out=out_first).addcmul_(second, sin, value=-1)
+    torch.mul(second, cos, out=out_second).addcmul_(first, sin)
+    return out

@@ -1,0 +1,189 @@
+"""From ModelConfig and ParallelConfig to megatron-core's GPTModel chunks of this rank."""
+
+import importlib.util
+from typing import Any
+
+import torch
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer import ModuleSpec, TransformerConfig
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.moe.experts import SequentialMLP
+from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from torch import Tensor
+
+from isthmus.parallelism.config import Fp8Recipe, ModelConfig, ParallelConfig, Precision, Recompute
+from isthmus.parallelism.layers.activation import SwiGLU
+from isthmus.parallelism.layers.attention import RotaryAttention
+from isthmus.parallelism.layers.residual import get_residual_add
+from isthmus.parallelism.layers.loss import token_losses
+from isthmus.parallelism.layers.norm import RMSNorm
+from isthmus.parallelism.topology import head_dim, padded_vocab_size
+
+
+def has_transformer_engine() -> bool:
+    """Return whether transformer-engine's layers will be used: it is installed, and there is a GPU for it."""
+    return torch.cuda.is_available() and importlib.util.find_spec("transformer_engine") is not None
+
+
+def transformer_config(
+    model: ModelConfig, parallel: ParallelConfig, precision: Precision, fp8_recipe: Fp8Recipe
+) -> TransformerConfig:
+    """Translate to Megatron's configuration. Initial weights are isthmus' own, so Megatron's are not drawn."""
+    transformer_engine = has_transformer_engine()
+    dtype = torch.float32 if precision is Precision.fp32 else torch.bfloat16
+    virtual = parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None
+    on_gpu = torch.cuda.is_available()
+    optional: dict[str, Any] = {}
+    if precision is Precision.fp8:
+        optional |= {"fp8": "hybrid", "fp8_recipe": fp8_recipe.value}
+    if parallel.recompute is Recompute.full:
+        optional |= {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    if model.num_experts:
+        optional |= {
+            "num_moe_experts": model.num_experts,
+            "moe_router_topk": model.experts_per_token,
+            "moe_router_load_balancing_type": "aux_loss",
+            "moe_aux_loss_coeff": model.expert_balance,
+            "moe_token_dispatcher_type": "alltoall" if on_gpu else "allgather",
+            "moe_grouped_gemm": transformer_engine,
+            "moe_ffn_hidden_size": model.ffn_hidden_size,
+        }
+    config = TransformerConfig(
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        ffn_hidden_size=model.ffn_hidden_size,
+        num_attention_heads=model.num_attention_heads,
+        num_query_groups=model.num_query_groups,
+        kv_channels=head_dim(model),
+        normalization="RMSNorm",
+        layernorm_epsilon=model.norm_epsilon,
+        gated_linear_unit=True,
+        activation_func=torch.nn.functional.silu,
+        add_bias_linear=False,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        perform_initialization=False,
+        use_cpu_initialization=False,
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        virtual_pipeline_model_parallel_size=virtual,
+        context_parallel_size=parallel.context,
+        expert_model_parallel_size=parallel.expert,
+        sequence_parallel=parallel.sequence,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype is torch.bfloat16,
+        calculate_per_token_loss=True,
+        deterministic_mode=False,
+        # Batched point-to-point crosses "next" and "previous" when two stages are both: silently wrong gradients.
+        batch_p2p_comm=False,
+        overlap_p2p_comm=virtual is not None,
+        gradient_accumulation_fusion=_has_fused_weight_gradient(),
+        bias_activation_fusion=transformer_engine,
+        bias_dropout_fusion=transformer_engine,
+        apply_rope_fusion=transformer_engine,
+        masked_softmax_fusion=False,
+        persist_layer_norm=transformer_engine,
+        cross_entropy_loss_fusion=transformer_engine,
+        cross_entropy_fusion_impl="te" if transformer_engine else "native",
+        **optional,
+    )
+    config.rotary_base = model.rope_base
+    if not transformer_engine:
+        # Megatron's switch for "the specification brings an activation module", which ours does.
+        config.use_te_activation_func = True
+    return config
+
+
+def build_chunks(
+    model: ModelConfig,
+    config: TransformerConfig,
+    groups: ProcessGroupCollection,
+    sequence_length: int,
+) -> list[GPTModel]:
+    """Build this rank's chunks, uninitialised: one, or `virtual_pipeline` of them under the interleaved schedule."""
+    chunks = config.virtual_pipeline_model_parallel_size or 1
+    stage, stages = groups.pp.rank(), groups.pp.size()
+    built = []
+    for chunk in range(chunks):
+        virtual_stage = chunk if chunks > 1 else None
+        first = stage == 0 and chunk == 0
+        last = stage == stages - 1 and chunk == chunks - 1
+        gpt = LanguageModel(
+            config=config,
+            transformer_layer_spec=_layer_specification(config, virtual_stage),
+            vocab_size=padded_vocab_size(model),
+            max_sequence_length=sequence_length,
+            pre_process=first,
+            post_process=last,
+            share_embeddings_and_output_weights=model.tied_embeddings,
+            # Without transformer-engine the rotation is RotaryAttention's.
+            position_embedding_type="rope" if has_transformer_engine() else "none",
+            rotary_base=model.rope_base,
+            pg_collection=groups,
+            vp_stage=virtual_stage,
+        )
+        gpt.to(device=torch.cuda.current_device(), dtype=config.params_dtype)
+        built.append(gpt)
+    return built
+
+
+class LanguageModel(GPTModel):
+    """GPTModel whose loss, where tensor parallelism does not split the vocabulary, takes fewer passes over memory."""
+
+    def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
+        """Return the loss of each token, (B, S), from labels (B, S) and logits (S, B, vocabulary / TP)."""
+        if self.config.tensor_model_parallel_size > 1 or self.config.cross_entropy_loss_fusion:
+            return super().compute_language_model_loss(labels, logits)
+        return token_losses(logits, labels.transpose(0, 1)).transpose(0, 1)
+
+
+def _has_fused_weight_gradient() -> bool:
+    from megatron.core.tensor_parallel import layers
+
+    return bool(layers._grad_accum_fusion_available) or has_transformer_engine()
+
+
+def _layer_specification(config: TransformerConfig, virtual_stage: int | None) -> Any:
+    if has_transformer_engine():
+        return get_gpt_layer_with_transformer_engine_spec(
+            num_experts=config.num_moe_experts, moe_grouped_gemm=config.moe_grouped_gemm
+        )
+    mlp_parts = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear, activation_func=SwiGLU)
+    mlp = ModuleSpec(module=MLP, submodules=mlp_parts)
+    if config.num_moe_experts:
+        mlp = ModuleSpec(
+            module=MoELayer,
+            submodules=MoESubmodules(experts=ModuleSpec(module=SequentialMLP, submodules=mlp_parts)),
+        )
+    layer = ModuleSpec(
+        module=TransformerLayer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=RMSNorm,
+            self_attention=ModuleSpec(
+                module=SelfAttention,
+                params={"attn_mask_type": AttnMaskType.causal},
+                submodules=SelfAttentionSubmodules(
+                    linear_qkv=ColumnParallelLinear,
+                    core_attention=RotaryAttention,
+                    linear_proj=RowParallelLinear,
+                    q_layernorm=IdentityOp,
+                    k_layernorm=IdentityOp,
+                ),
+            ),
+            self_attn_bda=get_residual_add,
+            pre_mlp_layernorm=RMSNorm,
+            mlp=mlp,
+            mlp_bda=get_residual_add,
+        ),
+    )
+    layers = get_num_layers_to_build(config, vp_stage=virtual_stage)
+    return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=RMSNorm)

@@ -1,0 +1,190 @@
+"""Composition: Hydra groups and overrides in, validated plain dataclasses out.
+
+A schema is a dataclass beside the component that it configures, with `key(default, help)` fields. Nothing below the
+entry points sees a DictConfig.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from enum import Enum
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_module
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from isthmus.errors import UserError
+
+CONFIG_MODULE = "isthmus.configs"
+Schema = TypeVar("Schema")
+
+
+def key(default: Any, help: str) -> Any:
+    """Declare a configuration key: a dataclass field with a default (or a dataclass, built anew) and one line of help."""
+    if isinstance(default, type | dict | list):
+        factory = default if isinstance(default, type) else lambda: type(default)(default)
+        return dataclasses.field(default_factory=factory, metadata={"help": help})
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+def compose(schema: type[Schema], config_name: str, overrides: Sequence[str]) -> Schema:
+    """Compose `configs/CONFIG_NAME.yaml` with the overrides and return it as an instance of `schema`.
+
+    A group's value that ends in `.yaml` is the user's own file (`data=my/mix.yaml`); other overrides still win over it.
+
+    Raises:
+        UserError: an unknown key or group choice, a wrong type, a missing or malformed file.
+    """
+    ConfigStore.instance().store(name=f"{config_name}_schema", node=schema)
+    with tempfile.TemporaryDirectory(prefix="isthmus-config-") as folder:
+        rewritten = _stage_user_files(overrides, Path(folder))
+        if rewritten != list(overrides):
+            rewritten.append(f"hydra.searchpath=[file://{folder}]")
+        GlobalHydra.instance().clear()
+        try:
+            with initialize_config_module(config_module=CONFIG_MODULE, version_base="1.3"):
+                composed = hydra_compose(config_name=config_name, overrides=rewritten)
+                return _to_schema(schema, composed)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise _explain(error, schema, folder) from None
+        finally:
+            GlobalHydra.instance().clear()
+
+
+def load_resolved(schema: type[Schema], path: Path) -> Schema:
+    """Read a file that `save_resolved` wrote, as a launcher hands it to its ranks.
+
+    Raises:
+        UserError: the file is missing, malformed or does not fit the schema.
+    """
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.load(path))
+        return _to_schema(schema, cast(DictConfig, merged))
+    except FileNotFoundError:
+        raise UserError("there is no such file", where=str(path), fix="check --config") from None
+    except (OmegaConfBaseException, ValueError) as error:
+        raise _explain(error, schema, "") from None
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """Return a configuration dataclass as nested plain values (enums as their names), fit for YAML and JSON."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: plain(entry) for name, entry in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(entry) for entry in value]
+        return value.name if isinstance(value, Enum) else value
+
+    return cast(dict[str, Any], plain(dataclasses.asdict(config)))
+
+
+def to_yaml(config: Any) -> str:
+    """Return the configuration as YAML that `load_resolved` reads back."""
+    return OmegaConf.to_yaml(OmegaConf.create(to_plain(config)))
+
+
+def fingerprint(config: Any, *, without: Sequence[str] = ()) -> str:
+    """Return 8 hex digits that depend on the composed values only (never on time, paths of this code or key order)."""
+    plain = {name: value for name, value in to_plain(config).items() if name not in without}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def keys_of(schema: type, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """Yield (dotted key, default, help) for every leaf of the schema, in order of declaration."""
+    for field in dataclasses.fields(schema):
+        name = f"{prefix}{field.name}"
+        if field.default_factory is not dataclasses.MISSING:
+            value = field.default_factory()
+            if dataclasses.is_dataclass(value):
+                yield from keys_of(type(value), f"{name}.")
+                continue
+        else:
+            value = field.default
+        shown = value.name if isinstance(value, Enum) else "null" if value is None else str(value)
+        yield name, shown, field.metadata.get("help", "")
+
+
+def groups() -> dict[str, list[str]]:
+    """Return the choices of each group that ships with isthmus."""
+    root = resources.files(CONFIG_MODULE)
+    found = {}
+    for folder in sorted(root.iterdir(), key=lambda entry: entry.name):
+        if folder.is_dir() and not folder.name.startswith("_"):
+            names = [entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")]
+            found[folder.name] = sorted(names)
+    return found
+
+
+def _stage_user_files(overrides: Sequence[str], folder: Path) -> list[str]:
+    """Copy each `GROUP=PATH.yaml` where Hydra will find it as a choice of the group."""
+    rewritten = []
+    choices = groups()
+    for override in overrides:
+        match = re.fullmatch(r"([a-z_]+)=(.+\.ya?ml)", override)
+        if match and match[1] in choices:
+            group, path = match[1], Path(match[2]).expanduser()
+            if not path.is_file():
+                raise UserError(f"there is no file {path}", where=f"{group}=", fix="give the path of a YAML file")
+            # A choice of the user's may share its stem with one of ours; the folder keeps them apart.
+            name = f"file_{path.stem}"
+            (folder / group).mkdir(exist_ok=True)
+            shutil.copyfile(path, folder / group / f"{name}.yaml")
+            override = f"{group}={name}"
+        rewritten.append(override)
+    return rewritten
+
+
+def _to_schema(schema: type[Schema], composed: DictConfig) -> Schema:
+    try:
+        values = OmegaConf.to_object(composed)
+    except AttributeError as error:  # `+group.unknown=1` gets past OmegaConf's own check
+        raise UserError(str(error), where="override", fix="`isthmus train --help` lists the keys") from None
+    if not isinstance(values, schema):
+        raise UserError("the configuration did not start from its schema", fix="keep the `defaults` list as it is")
+    return values
+
+
+def _explain(error: Exception, schema: type, folder: str) -> UserError:
+    """Turn Hydra's and OmegaConf's messages into one line that names the key and the remedy."""
+    text = str(error)
+    cause = error.__cause__ or error
+    full_key = str(getattr(cause, "full_key", "") or getattr(error, "full_key", "") or "")
+    first = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+    first = first.replace(f"{folder}/", "") if folder else first
+    unknown = re.search(r"Key '([^']+)' (?:is )?not in", text) or re.search(r"Could not override '([^']+)'", text)
+    if unknown and "Could not find" not in text and "No match in the defaults list" not in text:
+        asked = (re.search(r"Could not override '([^']+)'", text) or [None, None])[1] or full_key or unknown[1]
+        known = [name for name, _, _ in keys_of(schema)]
+        close = difflib.get_close_matches(asked, known, n=1, cutoff=0.5)
+        return UserError(
+            f"there is no key '{asked}'",
+            where="override",
+            fix=f"did you mean '{close[0]}'?" if close else "`isthmus train --help` lists the keys",
+        )
+    missing = re.search(r"Could not find '([^/']+)/([^']+)'", text)
+    if missing:
+        choices = ", ".join(groups().get(missing[1], []))
+        return UserError(f"there is no '{missing[2]}'", where=f"{missing[1]}=", fix=f"choose one of: {choices}")
+    if "No match in the defaults list" in text or "Could not override '" in text:
+        asked = (re.search(r"Could not override '([^']+)'", text) or [None, "?"])[1]
+        return UserError(
+            f"there is no group or key '{asked}'", where="override", fix="`isthmus train --help` lists both"
+        )
+    if type(error).__name__ == "OverrideParseException":
+        return UserError(
+            first.removesuffix("."), where="override", fix="write KEY=VALUE, quoted for the shell where needed"
+        )
+    return UserError(first, where=full_key or "configuration", fix="`isthmus train --help` lists the keys and types")

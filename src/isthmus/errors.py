@@ -1,0 +1,24 @@
+"""Errors that a user can cause, and the exit codes that scripts may rely on."""
+
+EXIT_OK = 0
+EXIT_BUG = 1
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, the shell's convention
+
+
+class UserError(Exception):
+    """Something that the user can put right: one line says what is wrong, where, and what to do.
+
+    Args:
+        what: what is wrong, with the arithmetic if there is any.
+        where: the configuration key, file or line that it comes from.
+        fix: what to do about it.
+    """
+
+    exit_code = EXIT_USER_ERROR
+
+    def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
+        self.what, self.where, self.fix = what, where, fix
+        line = f"{where}: {what}" if where else what
+        line = f"{line}; {fix}" if fix else line
+        super().__init__(" ".join(line.split()))
