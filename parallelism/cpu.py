@@ -72,11 +72,11 @@ def install() -> None:
     """Put the stand-ins in place, once; does nothing where CUDA is available."""
     if torch.cuda.is_available() or getattr(torch.cuda, "_isthmus_stand_ins", False):
         return
-    nothing = lambda *args, **kwargs: None  # noqa: E731
+    # One function for each name: torch.compile keeps a rule for every function, and refuses two for the same one.
     stand_ins: dict[str, Any] = {
         "current_device": lambda: _CPU,
-        "synchronize": nothing,
-        "manual_seed": nothing,
+        "synchronize": lambda *args, **kwargs: None,
+        "manual_seed": lambda *args, **kwargs: None,
         "Stream": lambda *args, **kwargs: _NoStream(),
         "current_stream": lambda *args, **kwargs: _NoStream(),
         "default_stream": lambda *args, **kwargs: _NoStream(),
@@ -87,8 +87,8 @@ def install() -> None:
     }
     for name, value in stand_ins.items():
         setattr(torch.cuda, name, value)
-    torch.cuda.nvtx.range_push = nothing  # type: ignore[assignment]
-    torch.cuda.nvtx.range_pop = nothing  # type: ignore[assignment]
+    torch.cuda.nvtx.range_push = lambda *args, **kwargs: None  # type: ignore[assignment]
+    torch.cuda.nvtx.range_pop = lambda *args, **kwargs: None  # type: ignore[assignment]
     torch.cuda._isthmus_stand_ins = True  # type: ignore[attr-defined]
 
     random = importlib.import_module("megatron.core.tensor_parallel.random")
@@ -100,22 +100,36 @@ def install() -> None:
     proxy = _TorchOnCpu()
     for name in _MODULES_NAMING_CUDA:
         importlib.import_module(name).torch = proxy  # type: ignore[attr-defined]
+    _undo_compilation("megatron.core.transformer.moe.router", "megatron.core.transformer.moe.experts")
+
+
+def _undo_compilation(*modules: str) -> None:
+    """Give back the plain functions that Megatron hands to torch.compile at import: a minute of C++ for microseconds."""
+    for name in modules:
+        module = importlib.import_module(name)
+        classes = [value for value in vars(module).values() if isinstance(value, type)]
+        for owner in (module, *(entry for entry in classes if entry.__module__ == name)):
+            for attribute, value in list(vars(owner).items()):
+                if (plain := getattr(value, "_torchdynamo_orig_callable", None)) is not None:
+                    setattr(owner, attribute, plain)
 
 
 @contextlib.contextmanager
-def cuda_type_names() -> Iterator[None]:
-    """Within: CPU tensors answer `.type()` as Megatron's optimizer constructors expect ('torch.cuda.FloatTensor')."""
+def construction() -> Iterator[None]:
+    """Within: CPU tensors answer `.type()` and `.cuda()` as Megatron's constructors expect of CUDA tensors."""
     if torch.cuda.is_available():
         yield
         return
-    original = torch.Tensor.type
+    original_type, original_cuda = torch.Tensor.type, torch.Tensor.cuda
 
     def renamed(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        answer = original(tensor, *args, **kwargs)
+        answer = original_type(tensor, *args, **kwargs)
         return answer.replace("torch.", "torch.cuda.", 1) if isinstance(answer, str) else answer
 
     torch.Tensor.type = renamed  # type: ignore[method-assign, assignment]
+    torch.Tensor.cuda = lambda tensor, *args, **kwargs: tensor  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
-        torch.Tensor.type = original  # type: ignore[method-assign]
+        torch.Tensor.type = original_type  # type: ignore[method-assign]
+        torch.Tensor.cuda = original_cuda  # type: ignore[method-assign]

@@ -13,11 +13,12 @@ from megatron.core.distributed.finalize_model_grads import (
 )
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from megatron.core.utils import get_batch_on_this_cp_rank
 from torch import Tensor
 
-from isthmus.parallelism import gradients, initial
+from isthmus.parallelism import cpu, gradients, initial
 from isthmus.parallelism.config import Fp8Recipe, ModelConfig, OptimConfig, ParallelConfig, Precision
 from isthmus.parallelism.gradients import BucketReady, GradientBucket
 from isthmus.parallelism.model import build_chunks, transformer_config
@@ -79,7 +80,10 @@ class Engine:
         self.device = torch.device(torch.cuda.current_device())
         self._sequence_length, self._micro_batch = sequence_length, micro_batch
         self._config = transformer_config(model, parallel, precision, fp8_recipe)
-        modules = build_chunks(model, self._config, groups, sequence_length)
+        # Nothing random happens inside the model, but Megatron wants its generators to exist.
+        model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
+        with cpu.construction():
+            modules = build_chunks(model, self._config, groups, sequence_length)
         self._pieces: dict[torch.nn.Parameter, list[Piece]] = {}
         for module in modules:
             self._prepare_parameters(module, model, seed)

@@ -25,7 +25,7 @@ class ShardedAdamW:
         groups: ProcessGroupCollection,
     ) -> None:
         self.clip_grad_norm = optim.clip_grad_norm
-        with cpu.cuda_type_names():
+        with cpu.construction():
             self.megatron = get_megatron_optimizer(
                 OptimizerConfig(
                     optimizer="adam",
