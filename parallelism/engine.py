@@ -75,11 +75,12 @@ class Engine:
         micro_batch: int,
         seed: int,
         compile_layers: bool = False,
+        deterministic: bool = False,
     ) -> None:
         self.groups = groups
         self.device = torch.device(torch.cuda.current_device())
         self._sequence_length, self._micro_batch = sequence_length, micro_batch
-        self._config = transformer_config(model, parallel, precision, fp8_recipe)
+        self._config = transformer_config(model, parallel, precision, fp8_recipe, deterministic)
         # Nothing random happens inside the model, but Megatron wants its generators to exist.
         model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
         with cpu.construction():
@@ -170,6 +171,11 @@ class Engine:
         vote = torch.tensor(float(flag), device=self.device)
         torch.distributed.all_reduce(vote, op=torch.distributed.ReduceOp.MAX)
         return bool(vote.item())
+
+    def sum_over_data_ranks(self, values: Tensor) -> Tensor:
+        """Return the sum of a tensor over the ranks that read different samples."""
+        torch.distributed.all_reduce(values, group=self.groups.dp)
+        return values
 
     def _reports_losses(self) -> bool:
         """Every tensor rank of the last stage knows the same losses; one of them reports them."""

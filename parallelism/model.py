@@ -1,6 +1,5 @@
 """From ModelConfig and ParallelConfig to megatron-core's GPTModel chunks of this rank."""
 
-import importlib.util
 from typing import Any
 
 import torch
@@ -26,16 +25,12 @@ from isthmus.parallelism.layers.attention import RotaryAttention
 from isthmus.parallelism.layers.residual import get_residual_add
 from isthmus.parallelism.layers.loss import token_losses
 from isthmus.parallelism.layers.norm import RMSNorm
+from isthmus.parallelism.machine import has_transformer_engine
 from isthmus.parallelism.topology import head_dim, padded_vocab_size
 
 
-def has_transformer_engine() -> bool:
-    """Return whether transformer-engine's layers will be used: it is installed, and there is a GPU for it."""
-    return torch.cuda.is_available() and importlib.util.find_spec("transformer_engine") is not None
-
-
 def transformer_config(
-    model: ModelConfig, parallel: ParallelConfig, precision: Precision, fp8_recipe: Fp8Recipe
+    model: ModelConfig, parallel: ParallelConfig, precision: Precision, fp8_recipe: Fp8Recipe, deterministic: bool
 ) -> TransformerConfig:
     """Translate to Megatron's configuration. Initial weights are isthmus' own, so Megatron's are not drawn."""
     transformer_engine = has_transformer_engine()
@@ -83,7 +78,7 @@ def transformer_config(
         pipeline_dtype=dtype,
         bf16=dtype is torch.bfloat16,
         calculate_per_token_loss=True,
-        deterministic_mode=False,
+        deterministic_mode=deterministic,
         # Batched point-to-point crosses "next" and "previous" when two stages are both: silently wrong gradients.
         batch_p2p_comm=False,
         overlap_p2p_comm=virtual is not None,

@@ -1,0 +1,1 @@
+"""Generated text and the verifiers that it must pass."""

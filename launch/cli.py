@@ -1,0 +1,49 @@
+"""The `isthmus` command: one verb, then options and Hydra overrides."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from isthmus import __version__
+from isthmus.errors import EXIT_OK, EXIT_USER_ERROR
+
+_USAGE = """\
+isthmus VERB [overrides]
+
+Verbs:
+  train    pre-train in this process
+  launch   start several ranks on this machine: isthmus launch launch.processes=4 [overrides of train]
+
+`isthmus VERB --help` shows the configuration groups and keys.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb and return its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print(_USAGE, end="")
+        return EXIT_OK if words else EXIT_USER_ERROR
+    if words[0] == "--version":
+        print(f"isthmus {__version__}")
+        return EXIT_OK
+    verbs: dict[str, Callable[[Sequence[str]], int]] = {"train": _train, "launch": _launch}
+    if words[0] not in verbs:
+        print(f"isthmus: there is no verb '{words[0]}'; choose one of: {', '.join(verbs)}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    return verbs[words[0]](words[1:])
+
+
+def _train(words: Sequence[str]) -> int:
+    from isthmus.train.entry import main
+
+    return main(words)
+
+
+def _launch(words: Sequence[str]) -> int:
+    from isthmus.launch.local import main
+
+    return main(words)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

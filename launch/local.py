@@ -1,0 +1,93 @@
+"""`isthmus launch`: several ranks on this machine, checked once before any of them starts."""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from isthmus.config import compose, to_yaml
+from isthmus.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, UserError
+from isthmus.files import write_atomically
+from isthmus.train.command import parse, print_help
+from isthmus.train.config import Config
+from isthmus.train.validate import load_corpus, plan_run, prepare_folder
+
+_PROCESSES = "launch.processes"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Compose and validate, hand every rank the resolved configuration, and return the run's own exit code."""
+    try:
+        command = parse(argv)
+        if command.help:
+            print(f"isthmus launch {_PROCESSES}=N [overrides of train]\n")
+            print_help()
+            return EXIT_OK
+        if command.config:
+            raise UserError("composes its own", where="--config", fix="give overrides")
+        processes, overrides = _take_processes(command.overrides)
+        config = compose(Config, "train", overrides)
+        plan = plan_run(config, world_size=processes)
+        load_corpus(config, plan)
+        prepare_folder(plan.folder)
+    except UserError as error:
+        print(f"isthmus: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("isthmus: interrupted before anything started", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    resolved = plan.folder / "config.yaml"
+    write_atomically(resolved, to_yaml(config).encode())
+    options = ["--json"] if command.json else []
+    return _run_ranks(processes, ["-m", "isthmus.train", "--config", str(resolved), *options], plan.folder)
+
+
+def _take_processes(overrides: Sequence[str]) -> tuple[int, list[str]]:
+    rest = [override for override in overrides if not override.startswith("launch.")]
+    asked = [override for override in overrides if override.startswith("launch.")]
+    unknown = [override for override in asked if not override.startswith(f"{_PROCESSES}=")]
+    if unknown:
+        raise UserError(f"there is no key '{unknown[0]}'", where="override", fix=f"did you mean '{_PROCESSES}'?")
+    value = asked[-1].partition("=")[2] if asked else "1"
+    if not value.isdigit() or int(value) < 1:
+        raise UserError(f"is {value!r}", where=_PROCESSES, fix="give the number of ranks, from 1")
+    return int(value), rest
+
+
+def _run_ranks(processes: int, arguments: list[str], folder: Path) -> int:
+    """Run torchrun's agent in this process, so that its failure report does not bury the run's own message."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    outcome = folder / "outcome.json"
+    outcome.unlink(missing_ok=True)
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    threads = str(max(1, (os.cpu_count() or 1) // processes))
+    os.environ.setdefault("OMP_NUM_THREADS", threads)
+    agent = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=0.1,
+    )
+    try:
+        elastic_launch(agent, sys.executable)(*arguments)
+    except ChildFailedError:
+        pass  # the rank has written why
+    except (SignalException, KeyboardInterrupt):
+        return _exit_code(outcome, otherwise=EXIT_INTERRUPTED)
+    return _exit_code(outcome, otherwise=EXIT_BUG)
+
+
+def _exit_code(outcome: Path, otherwise: int) -> int:
+    try:
+        return int(json.loads(outcome.read_text())["exit_code"])
+    except (OSError, ValueError, KeyError):
+        print("isthmus: a rank ended without saying why; see logs/ in the run folder", file=sys.stderr)
+        return otherwise

@@ -1,0 +1,176 @@
+"""From a configuration to a Run: builds every part and takes it down again."""
+
+import datetime
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+
+from isthmus.config import to_yaml
+from isthmus.data.loader import MixtureLoader
+from isthmus.files import write_atomically
+from isthmus.parallelism.engine import Engine
+from isthmus.parallelism.flops import count_parameters, model_flops_per_token
+from isthmus.parallelism.groups import site_groups
+from isthmus.train.config import Config, tokens_per_step
+from isthmus.train.evaluation import held_out_losses
+from isthmus.train.hardware import peak_flops
+from isthmus.train.loop import Run, StepReport
+from isthmus.train.metrics import Metrics
+from isthmus.train.progress import ConsoleProgress
+from isthmus.train.schedules import Schedule
+from isthmus.train.stop import StopRequest
+from isthmus.train.validate import SITE, Plan, load_corpus, prepare_folder
+from isthmus.units import format_count
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the ranks of its site, as torchrun tells it."""
+
+    rank: int
+    size: int
+
+    @classmethod
+    def from_environment(cls) -> "World":
+        return cls(rank=int(os.environ.get("RANK", 0)), size=int(os.environ.get("WORLD_SIZE", 1)))
+
+
+class Observers:
+    """Passes everything on to several observers; ranks other than 0 have none."""
+
+    def __init__(self, metrics: Metrics | None, console: ConsoleProgress | None) -> None:
+        self.metrics = metrics
+        self._all = [observer for observer in (metrics, console) if observer is not None]
+
+    def start(self, step: int, tokens: int, held_out: dict[str, float] | None) -> None:
+        for observer in self._all:
+            observer.start(step, tokens, held_out)
+
+    def step(self, report: StepReport, held_out: dict[str, float] | None) -> None:
+        for observer in self._all:
+            observer.step(report, held_out)
+
+    def close(self) -> None:
+        for observer in self._all:
+            observer.close()
+
+
+@contextmanager
+def build_run(config: Config, plan: Plan, world: World, console: Console, stop: StopRequest) -> Iterator[Run]:
+    """Build this rank's Run; at the end close its files and leave its process groups."""
+    with ExitStack() as stack:
+        _configure_torch(config)
+        prepare_folder(plan.folder)
+        _log_to_file(plan, world)
+        corpus = load_corpus(config, plan)
+        timeout = datetime.timedelta(seconds=config.train.timeout_seconds)
+        groups = stack.enter_context(site_groups(plan.topology, rank=world.rank, timeout=timeout))
+        engine = Engine(
+            model=config.model,
+            parallel=config.parallel,
+            optim=config.optim,
+            groups=groups,
+            precision=config.train.precision,
+            fp8_recipe=config.train.fp8_recipe,
+            sequence_length=config.train.sequence_length,
+            micro_batch=config.train.micro_batch,
+            seed=config.train.seed,
+            compile_layers=config.train.compile,
+            deterministic=config.train.deterministic,
+        )
+        loader = MixtureLoader(
+            corpus,
+            sequence_length=config.train.sequence_length,
+            global_batch=config.train.global_batch,
+            micro_batch=config.train.micro_batch,
+            data_rank=plan.topology.data_rank(world.rank),
+            data_size=plan.topology.data,
+            seed=config.train.seed,
+        )
+        observers = _observers(config, plan, world, console)
+        stack.callback(observers.close)
+        run = Run(
+            engine=engine,
+            loader=loader,
+            learning_rate=_by_updates(config, plan),
+            total_steps=plan.steps,
+            observer=observers,
+            evaluate_every=config.eval.every_steps,
+            stop_requested=stop,
+        )
+        if config.eval.every_steps:
+            held_out = loader.held_out(config.eval.samples, multiple=plan.topology.pipeline)
+            sources = list(corpus.sources)
+            run.evaluate = lambda: held_out_losses(engine, held_out, sources)
+        yield run
+
+
+def _configure_torch(config: Config) -> None:
+    if config.train.threads is not None:
+        torch.set_num_threads(config.train.threads)
+    if config.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+
+
+def _log_to_file(plan: Plan, world: World) -> None:
+    """Send this rank's log and the libraries' warnings to a file, so that the console is left to the run."""
+    folder = plan.folder / "logs"
+    folder.mkdir(exist_ok=True)
+    handler = logging.FileHandler(folder / f"rank-{world.rank:05d}.log")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(logging.INFO)
+    logging.captureWarnings(True)
+
+
+def _by_updates(config: Config, plan: Plan) -> "_UpdatesToRate":
+    schedule = Schedule(config.schedule, peak=config.optim.learning_rate, total_tokens=plan.total_tokens)
+    return _UpdatesToRate(schedule, tokens_per_step(config))
+
+
+@dataclass(frozen=True)
+class _UpdatesToRate:
+    """The schedule is written in tokens; an update stands for a full batch of them, so that masks do not stretch it."""
+
+    schedule: Schedule
+    tokens_per_update: int
+
+    def __call__(self, updates: int) -> float:
+        return self.schedule(updates * self.tokens_per_update)
+
+
+def _observers(config: Config, plan: Plan, world: World, console: Console) -> Observers:
+    if world.rank:
+        return Observers(None, None)
+    write_atomically(plan.folder / "config.yaml", to_yaml(config).encode())
+    peak = config.log.peak_tflops * 1e12 if config.log.peak_tflops else peak_flops(config.train.precision)
+    metrics = Metrics(
+        plan.folder,
+        site=SITE,
+        flops_per_token=model_flops_per_token(config.model, config.train.sequence_length),
+        peak_flops=peak * world.size if peak else None,
+        every_steps=config.log.every_steps,
+        tensorboard=config.log.tensorboard,
+    )
+    topology = plan.topology
+    console.print(
+        f"{config.model.name}: {format_count(count_parameters(config.model))} parameters, "
+        f"{format_count(plan.total_tokens)} tokens in {plan.steps} steps, "
+        f"TP {topology.tensor} x PP {topology.pipeline} x CP {topology.context} x DP {topology.data}, "
+        f"{config.train.precision.name} on {'cuda' if torch.cuda.is_available() else 'cpu'}",
+        highlight=False,
+    )
+    if metrics.attempt > 1:
+        console.print(
+            f"this folder holds {metrics.attempt - 1} earlier attempt(s) and no checkpoint: starting at step 0 as "
+            f"attempt {metrics.attempt}; the earlier rows of metrics.jsonl are kept",
+            highlight=False,
+        )
+    return Observers(metrics, ConsoleProgress(console, plan.steps))

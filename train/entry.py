@@ -1,0 +1,89 @@
+"""`isthmus train` and `python -m isthmus.train`: from the command line to a finished run and an exit code."""
+
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from isthmus.config import compose, load_resolved, to_yaml
+from isthmus.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, UserError
+from isthmus.files import write_json
+from isthmus.train.command import Command, parse, print_help
+from isthmus.train.config import Config
+from isthmus.train.validate import Plan, plan_run, use_device
+
+if TYPE_CHECKING:
+    from isthmus.train.assembly import World
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train as the command line says; return the exit code (see isthmus.errors)."""
+    rank = int(os.environ.get("RANK", 0))
+    plan = None
+    try:
+        command = parse(sys.argv[1:] if argv is None else argv)
+        if command.help:
+            print_help()
+            return EXIT_OK
+        config = load_resolved(Config, command.config) if command.config else compose(Config, "train", command.overrides)
+        if command.print_config:
+            print(to_yaml(config), end="")
+            return EXIT_OK
+        plan = plan_run(config, world_size=int(os.environ.get("WORLD_SIZE", 1)))
+        use_device(config.train.device)
+        return _train(config, plan, command)
+    except UserError as error:
+        _finish(plan, rank, "refused", error.exit_code, error=str(error))
+        if rank == 0:
+            print(f"isthmus: {error}", file=sys.stderr, flush=True)
+        else:
+            # torchrun ends all ranks when the first leaves: rank 0 must have had the time to say why.
+            time.sleep(5)
+        return error.exit_code
+    except KeyboardInterrupt:
+        if rank == 0:
+            print("isthmus: interrupted before the first step was finished", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        _finish(plan, rank, "failed", EXIT_BUG, error=f"{type(error).__name__}: {error}")
+        traceback.print_exc()
+        return EXIT_BUG
+
+
+def _train(config: Config, plan: Plan, command: Command) -> int:
+    from rich.console import Console
+
+    from isthmus.train.assembly import World, build_run
+    from isthmus.train.loop import train
+    from isthmus.train.stop import StopRequest
+
+    world = World.from_environment()
+    console = Console(stderr=command.json, soft_wrap=True)
+    stop = StopRequest()
+    with stop.listening(), build_run(config, plan, world, console, stop) as run:
+        completed = train(run)
+        metrics = getattr(run.observer, "metrics", None)
+        summary: dict[str, Any] = metrics.last if metrics else {}
+    status, code = ("completed", EXIT_OK) if completed else ("interrupted", EXIT_INTERRUPTED)
+    _finish(plan, world.rank, status, code, step=run.progress.step, tokens=run.progress.tokens)
+    if world.rank == 0:
+        step = f"step {run.progress.step} of {plan.steps}"
+        console.print(f"{status} at {step}; everything is in {plan.folder}", highlight=False)
+        console.print(f"look at it with: tensorboard --logdir {plan.folder / 'tensorboard'}", highlight=False)
+        if command.json:
+            print(json.dumps({"status": status, "folder": str(plan.folder), **summary}))
+    return code
+
+
+def _finish(plan: Plan | None, rank: int, status: str, code: int, **details: Any) -> None:
+    """Write outcome.json: torchrun turns every failure of a worker into exit code 1, and whoever started us wants ours."""
+    if plan is None or (rank and status != "failed"):
+        return
+    folder: Path = plan.folder
+    with suppress(OSError):
+        write_json(folder / "outcome.json", {"status": status, "exit_code": code, "rank": rank, **details})

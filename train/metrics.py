@@ -1,0 +1,131 @@
+"""What a run writes about itself: metrics.jsonl for scripts, TensorBoard for people."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from isthmus.train.loop import StepReport
+
+
+class Metrics:
+    """Appends one JSON object per logged step; rows of an earlier attempt in the same folder are kept.
+
+    Args:
+        folder: the run folder of this site.
+        site: name of this site.
+        flops_per_token: of forward and backward together.
+        peak_flops: of all devices of this site together; None leaves MFU out.
+        every_steps: steps between rows; times and rates are means over the steps since the last row.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        site: str,
+        flops_per_token: float,
+        peak_flops: float | None,
+        every_steps: int,
+        tensorboard: bool,
+    ) -> None:
+        self.site, self.every_steps = site, every_steps
+        self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
+        path = folder / "metrics.jsonl"
+        self.attempt = _repair(path) + 1
+        self._file = path.open("a", encoding="utf-8")
+        self._folder = folder
+        self._tensorboard = tensorboard
+        self._writer: Any = None
+        self._seconds, self._tokens, self._steps = 0.0, 0, 0
+        self.last: dict[str, Any] = {}
+
+    def start(self, step: int, tokens: int, held_out: dict[str, float] | None) -> None:
+        if self._tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            # Points of an earlier attempt beyond this step are hidden, not mixed with the new ones.
+            self._writer = SummaryWriter(str(self._folder / "tensorboard"), purge_step=step + 1, flush_secs=10)
+        if held_out is not None:
+            empty = dict.fromkeys(("loss", "learning_rate", "grad_norm", "step_seconds", "tokens_per_second"))
+            self._write({"step": step, "tokens": tokens, **empty}, held_out)
+
+    def step(self, report: StepReport, held_out: dict[str, float] | None) -> None:
+        self._seconds += report.step_seconds
+        self._tokens += report.step_tokens
+        self._steps += 1
+        if report.step % self.every_steps and held_out is None:
+            return
+        rate = self._tokens / self._seconds if self._seconds else 0.0
+        row: dict[str, Any] = {
+            "step": report.step,
+            "tokens": report.tokens,
+            "loss": report.loss,
+            "learning_rate": report.learning_rate,
+            "grad_norm": report.grad_norm,
+            "step_seconds": self._seconds / self._steps,
+            "tokens_per_second": rate,
+        }
+        if self._peak_flops:
+            row["mfu"] = rate * self._flops_per_token / self._peak_flops
+        row["data_mix"] = report.mix
+        if report.skipped:
+            row["skipped"] = True
+        self._seconds, self._tokens, self._steps = 0.0, 0, 0
+        self._write(row, held_out)
+
+    def close(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def _write(self, row: dict[str, Any], held_out: dict[str, float] | None) -> None:
+        row |= {"site": self.site, "attempt": self.attempt}
+        if held_out is not None:
+            row["held_out_loss"] = held_out
+        self.last = self.last | row
+        # A strict JSON reader knows no NaN.
+        line = json.dumps({name: None if _is_nan(value) else value for name, value in row.items()})
+        self._file.write(line + "\n")
+        self._file.flush()
+        if self._writer is not None:
+            self._draw(row, held_out)
+
+    def _draw(self, row: dict[str, Any], held_out: dict[str, float] | None) -> None:
+        step = row["step"]
+        charts = {
+            "loss/train": "loss",
+            "optimizer/learning_rate": "learning_rate",
+            "optimizer/grad_norm": "grad_norm",
+            "speed/step_seconds": "step_seconds",
+            "speed/tokens_per_second": "tokens_per_second",
+            "speed/mfu": "mfu",
+            "progress/tokens": "tokens",
+        }
+        for chart, name in charts.items():
+            if row.get(name) is not None:
+                self._writer.add_scalar(chart, row[name], step)
+        for source, samples in row.get("data_mix", {}).items():
+            self._writer.add_scalar(f"data/samples/{source}", samples, step)
+        for source, loss in (held_out or {}).items():
+            self._writer.add_scalar(f"loss/held_out/{source}", loss, step)
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _repair(path: Path) -> int:
+    """Cut off a last line that a crash left incomplete; return the number of attempts that wrote to the file."""
+    if not path.exists():
+        return 0
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        with path.open("r+b") as file:
+            file.truncate(len(whole))
+    lines = whole.splitlines()
+    return int(json.loads(lines[-1])["attempt"]) if lines else 0

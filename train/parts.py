@@ -1,0 +1,120 @@
+"""The loop's injected parts: what each may do, and the default that does nothing."""
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from enum import Enum
+from typing import Any, Protocol
+
+from isthmus.errors import UserError
+from isthmus.parallelism.engine import Engine, Microbatch, StepLoss
+
+
+class Stateful(Protocol):
+    """Whatever a checkpoint must hold."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Loader(Stateful, Protocol):
+    """Serves this data-parallel rank's part of one global batch after another."""
+
+    def next_step(self) -> Sequence[Microbatch]: ...
+
+    def mix(self) -> dict[str, int]: ...
+
+
+class SiteSync(Stateful, Protocol):
+    """The exchange between sites. `reduce` comes before the optimizer, `after_step` after it, `discard` instead."""
+
+    def attach(self, engine: Engine) -> None: ...
+
+    def reduce(self, step: int, loss: StepLoss) -> StepLoss:
+        """Return the loss of all sites that took part in this step's gradients."""
+        ...
+
+    def after_step(self, step: int) -> None: ...
+
+    def discard(self, step: int) -> None: ...
+
+
+class Verdict(Enum):
+    proceed = "proceed"
+    skip = "skip"
+
+
+class Guard(Stateful, Protocol):
+    """Looks at every step before the optimizer does; called on every rank with the same numbers."""
+
+    def inspect(self, step: int, loss: float, grad_norm: float) -> Verdict: ...
+
+
+class Checkpointer(Protocol):
+    """Saves and restores everything stateful."""
+
+    def restore(self, parts: dict[str, Stateful]) -> None: ...
+
+    def after_step(self, step: int, parts: dict[str, Stateful], *, last: bool) -> None: ...
+
+
+class Ledger(Protocol):
+    """Books every second to a cause."""
+
+    def book(self, cause: str) -> AbstractContextManager[Any]: ...
+
+
+class _Stateless:
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class NoSync(_Stateless):
+    """One site alone."""
+
+    def attach(self, engine: Engine) -> None:
+        pass
+
+    def reduce(self, step: int, loss: StepLoss) -> StepLoss:
+        return loss
+
+    def after_step(self, step: int) -> None:
+        pass
+
+    def discard(self, step: int) -> None:
+        pass
+
+
+class FiniteGuard(_Stateless):
+    """Ends the run at the first loss or gradient that is not a finite number, before it can reach the parameters."""
+
+    def inspect(self, step: int, loss: float, grad_norm: float) -> Verdict:
+        for name, value in (("loss", loss), ("gradient norm", grad_norm)):
+            if not math.isfinite(value):
+                raise UserError(
+                    f"the {name} is {value}",
+                    where=f"step {step}",
+                    fix="lower optim.learning_rate, lengthen schedule.warmup_tokens or lower optim.clip_grad_norm",
+                )
+        return Verdict.proceed
+
+
+class NoCheckpointer:
+    """Keeps nothing: every attempt starts at step 0."""
+
+    def restore(self, parts: dict[str, Stateful]) -> None:
+        pass
+
+    def after_step(self, step: int, parts: dict[str, Stateful], *, last: bool) -> None:
+        pass
+
+
+class NoLedger:
+    """Books nothing."""
+
+    def book(self, cause: str) -> AbstractContextManager[Any]:
+        return nullcontext()

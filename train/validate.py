@@ -1,0 +1,148 @@
+"""Everything about a run that can be checked before its ranks start, so that a user reads one line and not one per rank."""
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from isthmus.data.corpus import Corpus, build_corpus
+from isthmus.data.loader import validate_corpus
+from isthmus.errors import UserError
+from isthmus.parallelism.config import OptimConfig
+from isthmus.parallelism.topology import (
+    Topology,
+    build_topology,
+    validate_batch,
+    validate_device,
+    validate_layout,
+    validate_model,
+)
+from isthmus.train.config import Config, Device, run_name, tokens_per_step, total_steps
+from isthmus.train.schedules import validate_schedule
+
+SITE = "main"  # the only one, until there are several
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What follows from a valid configuration."""
+
+    topology: Topology
+    microbatches: int
+    steps: int
+    total_tokens: int
+    folder: Path
+
+
+def plan_run(config: Config, world_size: int) -> Plan:
+    """Check the configuration against itself, the number of ranks and this machine.
+
+    Raises:
+        UserError: the first thing that is wrong.
+    """
+    _validate_train(config)
+    validate_model(config.model)
+    topology = build_topology(config.parallel, world_size)
+    validate_layout(config.model, config.parallel, config.train.sequence_length)
+    microbatches = validate_batch(topology, config.train.global_batch, config.train.micro_batch)
+    _validate_machine(config)
+    _validate_optim(config.optim)
+    steps = total_steps(config)
+    total_tokens = steps * tokens_per_step(config)
+    validate_schedule(config.schedule, total_tokens)
+    folder = Path(config.run.dir).expanduser() / run_name(config) / SITE
+    return Plan(topology, microbatches, steps, total_tokens, folder)
+
+
+def load_corpus(config: Config, plan: Plan) -> Corpus:
+    """Read and tokenise the sources, and refuse them if they cannot feed the run.
+
+    Raises:
+        UserError: naming the source.
+    """
+    corpus = build_corpus(config.data, config.model.vocab_size)
+    validate_corpus(
+        corpus,
+        sequence_length=config.train.sequence_length,
+        global_batch=config.train.global_batch,
+        steps=plan.steps,
+        seed=config.train.seed,
+        held_out=config.eval.every_steps > 0,
+    )
+    return corpus
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make the run folder and prove that it can be written.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"{folder} cannot be written: {reason}", where="run.dir", fix="choose another folder") from None
+
+
+def use_device(device: Device) -> None:
+    """Hide the GPUs if the CPU is asked for; must run before anything asks CUDA a question."""
+    if device is Device.cpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def _validate_train(config: Config) -> None:
+    train = config.train
+    if (train.steps is None) == (train.tokens is None):
+        given = "neither is given" if train.steps is None else "both are given"
+        raise UserError(given, where="train.steps, train.tokens", fix="give the length of the run by one of them")
+    for where, value in (
+        ("train.steps", train.steps),
+        ("train.tokens", train.tokens),
+        ("train.sequence_length", train.sequence_length),
+        ("train.threads", train.threads),
+        ("log.every_steps", config.log.every_steps),
+        ("eval.samples", config.eval.samples),
+    ):
+        if value is not None and value < 1:
+            raise UserError(f"is {value}", where=where, fix="it starts at 1")
+    if config.eval.every_steps < 0:
+        raise UserError(f"is {config.eval.every_steps}", where="eval.every_steps", fix="0 means never")
+    for where, limit in (("train.timeout_seconds", train.timeout_seconds), ("log.peak_tflops", config.log.peak_tflops)):
+        if limit is not None and limit <= 0:
+            raise UserError(f"is {limit}", where=where, fix="it must be positive")
+    name = run_name(config)
+    if "/" in name or name in (".", ".."):
+        raise UserError(f"is {name!r}", where="run.name", fix="it names one folder; put the path into run.dir")
+
+
+def _validate_machine(config: Config) -> None:
+    use_device(config.train.device)
+    import torch  # late: a wrong key should not wait for it
+
+    cuda = torch.cuda.is_available()
+    if config.train.device is Device.cuda and not cuda:
+        raise UserError("there is no CUDA device here", where="train.device=cuda", fix="use auto or cpu")
+    from isthmus.parallelism.machine import has_transformer_engine
+
+    validate_device(
+        config.parallel, config.train.precision, cuda=cuda, transformer_engine=has_transformer_engine()
+    )
+    if config.train.compile and not cuda and not any(shutil.which(name) for name in ("g++", "c++", "clang++")):
+        raise UserError("there is no C++ compiler here", where="train.compile", fix="install g++ or leave it off")
+
+
+def _validate_optim(optim: OptimConfig) -> None:
+    if optim.learning_rate <= 0:
+        raise UserError(f"is {optim.learning_rate}", where="optim.learning_rate", fix="it must be positive")
+    if optim.epsilon <= 0:
+        raise UserError(f"is {optim.epsilon}", where="optim.epsilon", fix="it must be positive")
+    for name in ("beta1", "beta2"):
+        if not 0 <= getattr(optim, name) < 1:
+            raise UserError(f"is {getattr(optim, name)}", where=f"optim.{name}", fix="choose from 0 to below 1")
+    for name in ("weight_decay", "clip_grad_norm"):
+        if getattr(optim, name) < 0:
+            raise UserError(f"is {getattr(optim, name)}", where=f"optim.{name}", fix="0 turns it off")
