@@ -6,6 +6,7 @@ answers these for Megatron's own modules, through a proxy of `torch` that only t
 """
 
 import contextlib
+import ctypes
 import functools
 import importlib
 import types
@@ -81,8 +82,9 @@ def install() -> None:
         "current_stream": lambda *args, **kwargs: _NoStream(),
         "default_stream": lambda *args, **kwargs: _NoStream(),
         "stream": lambda *args, **kwargs: contextlib.nullcontext(),
-        "get_rng_state": lambda *args, **kwargs: torch.get_rng_state(),
-        "set_rng_state": lambda state, *args, **kwargs: torch.set_rng_state(state),
+        # There is no second generator whose state could be saved; the CPU's is saved beside it anyway.
+        "get_rng_state": lambda *args, **kwargs: torch.zeros(1, dtype=torch.uint8),
+        "set_rng_state": lambda state, *args, **kwargs: None,
         "is_current_stream_capturing": lambda: False,
     }
     for name, value in stand_ins.items():
@@ -92,8 +94,8 @@ def install() -> None:
     torch.cuda._isthmus_stand_ins = True  # type: ignore[attr-defined]
 
     random = importlib.import_module("megatron.core.tensor_parallel.random")
-    random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
-    random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
+    random._get_cuda_rng_state = stand_ins["get_rng_state"]
+    random._set_cuda_rng_state = stand_ins["set_rng_state"]
     layers = importlib.import_module("megatron.core.tensor_parallel.layers")
     layers.fused_weight_gradient_mlp_cuda = _FusedWeightGradient("fused_weight_gradient_mlp_cuda")
     layers._grad_accum_fusion_available = True
@@ -101,6 +103,19 @@ def install() -> None:
     for name in _MODULES_NAMING_CUDA:
         importlib.import_module(name).torch = proxy  # type: ignore[attr-defined]
     _undo_compilation("megatron.core.transformer.moe.router", "megatron.core.transformer.moe.experts")
+    _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc reuse freed activations instead of giving them back: a fresh page costs a fault of several microseconds.
+
+    mallopt(3): blocks up to 32 MiB (the most it takes) come from the heap, and the heap's top is not trimmed.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        c_library = ctypes.CDLL(None)
+        m_mmap_threshold, m_trim_threshold = -3, -1
+        c_library.mallopt(m_mmap_threshold, 32 << 20)
+        c_library.mallopt(m_trim_threshold, 2**31 - 1)
 
 
 def _undo_compilation(*modules: str) -> None:

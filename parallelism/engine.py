@@ -92,8 +92,10 @@ class Engine:
             for module in modules:
                 for layer in module.decoder.layers:
                     layer.compile()
-        self.chunks = gradients.wrap(modules, self._config, parallel, groups)
-        self.optimizer = ShardedAdamW(optim, parallel, precision, self.chunks, groups)
+        # With one data-parallel rank there is nothing to shard, and Megatron would copy every parameter to itself.
+        sharded = parallel.distributed_optimizer and groups.dp_cp.size() > 1
+        self.chunks = gradients.wrap(modules, self._config, parallel, groups, sharded=sharded)
+        self.optimizer = ShardedAdamW(optim, precision, self.chunks, groups, sharded=sharded, overlap=parallel.overlap)
         self._configure_schedule(parallel)
         self._scale = 1.0
         self._norm = 0.0
@@ -232,7 +234,7 @@ class Engine:
         on_device = {name: tensor.to(self.device, non_blocking=True) for name, tensor in tensors.items()}
         if self.groups.cp.size() > 1:
             on_device = get_batch_on_this_cp_rank(on_device)
-        output = chunk(on_device["tokens"], None, None, labels=on_device["labels"])
+        output = chunk(on_device["tokens"], None, None, labels=on_device["labels"], loss_mask=on_device["mask"])
         return output, partial(_sum_losses, on_device["mask"])
 
 

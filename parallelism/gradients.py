@@ -43,14 +43,19 @@ class _FirstStage:
 
 
 def wrap(
-    chunks: list[Any], config: TransformerConfig, parallel: ParallelConfig, groups: ProcessGroupCollection
+    chunks: list[Any],
+    config: TransformerConfig,
+    parallel: ParallelConfig,
+    groups: ProcessGroupCollection,
+    *,
+    sharded: bool,
 ) -> list[Any]:
     """Wrap each chunk in Megatron's DistributedDataParallel, in buckets on every pipeline stage."""
     ddp_config = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
-        use_distributed_optimizer=parallel.distributed_optimizer,
+        use_distributed_optimizer=sharded,
         overlap_grad_reduce=parallel.overlap,
-        overlap_param_gather=parallel.overlap and parallel.distributed_optimizer,
+        overlap_param_gather=parallel.overlap and sharded,
         bucket_size=parallel.bucket_parameters,
         average_in_collective=False,
     )

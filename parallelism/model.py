@@ -23,7 +23,7 @@ from isthmus.parallelism.config import Fp8Recipe, ModelConfig, ParallelConfig, P
 from isthmus.parallelism.layers.activation import SwiGLU
 from isthmus.parallelism.layers.attention import RotaryAttention
 from isthmus.parallelism.layers.residual import get_residual_add
-from isthmus.parallelism.layers.loss import token_losses
+from isthmus.parallelism.layers.loss import linear_cross_entropy
 from isthmus.parallelism.layers.norm import RMSNorm
 from isthmus.parallelism.machine import has_transformer_engine
 from isthmus.parallelism.topology import head_dim, padded_vocab_size
@@ -133,13 +133,22 @@ def build_chunks(
 
 
 class LanguageModel(GPTModel):
-    """GPTModel whose loss, where tensor parallelism does not split the vocabulary, takes fewer passes over memory."""
+    """GPTModel whose output layer and loss are one where tensor parallelism does not split the vocabulary."""
 
-    def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
-        """Return the loss of each token, (B, S), from labels (B, S) and logits (S, B, vocabulary / TP)."""
-        if self.config.tensor_model_parallel_size > 1 or self.config.cross_entropy_loss_fusion:
-            return super().compute_language_model_loss(labels, logits)
-        return token_losses(logits, labels.transpose(0, 1)).transpose(0, 1)
+    def _postprocess(
+        self, hidden_states: Tensor, *, labels: Tensor | None, loss_mask: Tensor | None, **rest: Any
+    ) -> Tensor:
+        """Return the loss of each token, (B, S), on the last stage; what Megatron returns in all other cases."""
+        fused = self.config.tensor_model_parallel_size == 1 and not self.config.cross_entropy_loss_fusion
+        if not (self.post_process and fused and labels is not None and loss_mask is not None):
+            return super()._postprocess(hidden_states, labels=labels, loss_mask=loss_mask, **rest)
+        tied_here = self.share_embeddings_and_output_weights and self.pre_process
+        tied = self.share_embeddings_and_output_weights
+        weight = self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
+        losses = linear_cross_entropy(
+            hidden_states, weight, labels.transpose(0, 1), loss_mask.transpose(0, 1), tied=tied_here
+        )
+        return losses.transpose(0, 1)
 
 
 def _has_fused_weight_gradient() -> bool:

@@ -10,7 +10,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
 from isthmus.parallelism import cpu
-from isthmus.parallelism.config import OptimConfig, ParallelConfig, Precision
+from isthmus.parallelism.config import OptimConfig, Precision
 
 
 class ShardedAdamW:
@@ -19,10 +19,12 @@ class ShardedAdamW:
     def __init__(
         self,
         optim: OptimConfig,
-        parallel: ParallelConfig,
         precision: Precision,
         chunks: list[Any],
         groups: ProcessGroupCollection,
+        *,
+        sharded: bool,
+        overlap: bool,
     ) -> None:
         self.clip_grad_norm = optim.clip_grad_norm
         with cpu.construction():
@@ -37,8 +39,8 @@ class ShardedAdamW:
                     adam_eps=optim.epsilon,
                     bf16=precision is not Precision.fp32,
                     params_dtype=torch.float32 if precision is Precision.fp32 else torch.bfloat16,
-                    use_distributed_optimizer=parallel.distributed_optimizer,
-                    overlap_param_gather=parallel.overlap and parallel.distributed_optimizer,
+                    use_distributed_optimizer=sharded,
+                    overlap_param_gather=overlap and sharded,
                     clip_grad=optim.clip_grad_norm,
                 ),
                 chunks,

@@ -5,6 +5,7 @@ import os
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -56,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(config: Config, plan: Plan, command: Command) -> int:
+    # Megatron warns at import, once a module, that it has no transformer-engine: `train.precision` has dealt with that.
+    warnings.filterwarnings("ignore", module=r"megatron\.")
     from rich.console import Console
 
     from isthmus.train.assembly import World, build_run

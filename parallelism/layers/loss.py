@@ -1,4 +1,8 @@
-"""Cross-entropy of each token from unsplit logits."""
+"""Output layer and cross-entropy in one, a few rows at a time, so that the logits of a batch never exist at once.
+
+The idea is Liger Kernel's fused linear cross-entropy (arXiv 2410.10989, section 3.2). Its gain here is memory that stays
+in cache: a fresh buffer of all logits costs more in page faults than in arithmetic. N tokens, H hidden, V vocabulary.
+"""
 
 from typing import Any
 
@@ -6,28 +10,56 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-
-def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return -log softmax(logits)[label] in fp32, in the shape of `labels`; logits have one more dim, the vocabulary."""
-    return _TokenLosses.apply(logits, labels)
+_CHUNK_ELEMENTS = 1 << 21  # logits held at a time
 
 
-class _TokenLosses(torch.autograd.Function):
-    """Keeps the log-probabilities and turns them into the gradient in place: no second buffer of logits' size."""
+def linear_cross_entropy(hidden_SBH: Tensor, weight_VH: Tensor, labels_SB: Tensor, mask_SB: Tensor, tied: bool) -> Tensor:
+    """Return -log softmax(hidden @ weight.T)[label] of each token, (S, B) in fp32.
+
+    The mask must be what the caller will multiply the losses with before summing them: the weight's gradient is formed
+    in the forward pass, where the logits are at hand. It goes straight to `weight.main_grad`. `tied`: the same parameter
+    is the embedding of this model chunk, and tells that it is done through its other use.
+    """
+    return _LinearCrossEntropy.apply(hidden_SBH, weight_VH, labels_SB, mask_SB, tied)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden_SBH: Tensor, weight: Tensor, labels_SB: Tensor, mask_SB: Tensor, tied: bool) -> Tensor:
+        hidden = hidden_SBH.reshape(-1, hidden_SBH.shape[-1])
+        labels, mask = labels_SB.reshape(-1, 1), mask_SB.reshape(-1, 1)
+        differentiate = hidden_SBH.requires_grad
+        losses = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
+        hidden_grad = torch.empty_like(hidden) if differentiate else None
+        rows = max(1, _CHUNK_ELEMENTS // weight.shape[0])
+        for first in range(0, hidden.shape[0], rows):
+            chunk = slice(first, first + rows)
+            logits = hidden[chunk] @ weight.t()
+            log_probabilities = functional.log_softmax(logits, dim=-1, dtype=torch.float32)
+            losses[chunk] = log_probabilities.gather(1, labels[chunk]).squeeze(1).neg_()
+            if hidden_grad is not None:
+                # d/dlogits of mask * loss = mask * (softmax - onehot)
+                logit_grad = log_probabilities.exp_().mul_(mask[chunk])
+                logit_grad.scatter_add_(1, labels[chunk], -mask[chunk])
+                logit_grad = logit_grad.to(hidden.dtype)
+                torch.mm(logit_grad, weight, out=hidden_grad[chunk])
+                _accumulate(weight.main_grad, logit_grad, hidden[chunk])  # type: ignore[attr-defined]
+        ctx.hidden_grad, ctx.weight, ctx.tied, ctx.shape = hidden_grad, weight, tied, hidden_SBH.shape
+        return losses.view(labels_SB.shape)
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
-        log_probabilities = functional.log_softmax(logits, dim=-1, dtype=torch.float32)
-        index = labels.unsqueeze(-1)
-        ctx.save_for_backward(log_probabilities, index)
-        ctx.dtype = logits.dtype
-        return log_probabilities.gather(-1, index).squeeze(-1).neg_()
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        weight, hidden_grad = ctx.weight, ctx.hidden_grad
+        weight_grad = None
+        if not ctx.tied:
+            # A gradient must arrive for the parameter's hook to run; the flag says that it is in main_grad already.
+            weight.grad_added_to_main_grad = True
+            weight_grad = torch.empty_like(weight)
+        return hidden_grad.view(ctx.shape), weight_grad, None, None, None
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        log_probabilities, index = ctx.saved_tensors
-        grad = grads[0].unsqueeze(-1).float()
-        # d/dlogits = (softmax - onehot) * grad. The buffer is ours alone: nothing else has seen it.
-        gradient = log_probabilities.exp_().mul_(grad)
-        gradient.scatter_add_(-1, index, -grad)
-        return gradient.to(ctx.dtype), None
+
+def _accumulate(main_grad: Tensor, logit_grad: Tensor, hidden: Tensor) -> None:
+    if hidden.dtype is main_grad.dtype:
+        main_grad.addmm_(logit_grad.t(), hidden)
+    else:
+        main_grad.add_(logit_grad.t() @ hidden)
