@@ -144,6 +144,9 @@ class LanguageModel(GPTModel):
             return super()._postprocess(hidden_states, labels=labels, loss_mask=loss_mask, **rest)
         tied_here = self.share_embeddings_and_output_weights and self.pre_process
         tied = self.share_embeddings_and_output_weights
+        # The output layer itself is not called, but Megatron's wait for its gathered parameters hangs on the call.
+        for hook in self.output_layer._forward_pre_hooks.values():
+            hook(self.output_layer, ())
         weight = self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
         losses = linear_cross_entropy(
             hidden_states, weight, labels.transpose(0, 1), loss_mask.transpose(0, 1), tied=tied_here

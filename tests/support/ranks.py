@@ -1,0 +1,121 @@
+"""Run a function on several ranks: processes forked from one server that has torch and megatron loaded already."""
+
+import contextlib
+import multiprocessing
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+_PRELOADED = ["isthmus.train.entry", "isthmus.train.assembly"]
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(_PRELOADED)
+
+
+@dataclass(frozen=True)
+class RankWorld:
+    """What a rank function is told about itself; `init_method` is where the ranks meet."""
+
+    rank: int
+    size: int
+    init_method: str
+
+
+def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout: float = 240.0) -> list[Any]:
+    """Call `function(RankWorld, *args)` on every rank and return the results in order of rank.
+
+    The function must be importable (a top-level function of a test module).
+
+    Raises:
+        AssertionError: a rank failed (its traceback is the message) or took longer than `timeout` seconds.
+    """
+    with tempfile.TemporaryDirectory(prefix="isthmus-ranks-") as folder:
+        worlds = [RankWorld(rank, world_size, f"file://{folder}/store") for rank in range(world_size)]
+        return run_processes([(_call, (function, world, args)) for world in worlds], timeout)
+
+
+def run_processes(calls: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]], timeout: float) -> list[Any]:
+    """Run each call in a forked process of its own and return what they answer; end them all if one fails."""
+    processes, pipes = [], []
+    for target, args in calls:
+        ours, theirs = _context.Pipe()
+        process = _context.Process(target=_body, args=(theirs, target, args), daemon=True)
+        process.start()
+        theirs.close()
+        processes.append(process)
+        pipes.append(ours)
+    try:
+        return _collect(pipes, timeout)
+    finally:
+        for process in processes:
+            process.join(5)
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+
+def _collect(pipes: list[Connection], timeout: float) -> list[Any]:
+    answers: dict[int, Any] = {}
+    waiting = {pipe: index for index, pipe in enumerate(pipes)}
+    while waiting:
+        ready = wait(list(waiting), timeout)
+        assert ready, f"processes {sorted(waiting.values())} did not answer within {timeout} s"
+        for pipe in ready:
+            assert isinstance(pipe, Connection)
+            index = waiting.pop(pipe)
+            try:
+                failed, answer = pipe.recv()
+            except EOFError:
+                failed, answer = True, "it died without an answer"
+            assert not failed, f"process {index}: {answer}"
+            answers[index] = answer
+    return [answers[index] for index in range(len(pipes))]
+
+
+def _body(pipe: Connection, target: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    try:
+        pipe.send((False, target(*args)))
+    except BaseException:
+        pipe.send((True, traceback.format_exc()))
+
+
+def _call(function: Callable[..., Any], world: RankWorld, args: tuple[Any, ...]) -> Any:
+    import torch
+
+    torch.set_num_threads(1)
+    return function(world, *args)
+
+
+@dataclass(frozen=True)
+class CommandResult:
+    code: int
+    out: str
+    err: str
+
+
+def isthmus_cli(*words: str, cwd: Path | None = None, environment: dict[str, str] | None = None) -> CommandResult:
+    """Run the `isthmus` command in a forked process and return exit code, standard output and standard error."""
+    with tempfile.TemporaryDirectory(prefix="isthmus-cli-") as folder:
+        (code,) = run_processes([(_command, (words, folder, cwd, environment or {}))], timeout=300)
+        return CommandResult(code, Path(folder, "out").read_text(), Path(folder, "err").read_text())
+
+
+def _command(words: Sequence[str], folder: str, cwd: Path | None, environment: dict[str, str]) -> int:
+    from isthmus.launch.cli import main
+
+    os.environ.update(environment)
+    if cwd is not None:
+        os.chdir(cwd)
+    for name, descriptor in (("out", 1), ("err", 2)):
+        target = os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT)
+        os.dup2(target, descriptor)
+    with contextlib.suppress(SystemExit):
+        code = main(list(words))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code
