@@ -3,8 +3,8 @@
     python benchmarks/engine.py [--rounds 7] [--steps 4] [--compile] [--out FILE]
 
 All contenders train the same 11M-parameter model (`model=tiny`) on the same random tokens, each in a process of its own
-on one thread, in turn; the ratio is taken round by round and its median reported, since the machine's speed drifts. A step is forward,
-backward, clipping, AdamW and reading the loss.
+on one thread, in turn; the ratio is taken round by round and its median reported, since the machine's speed drifts. A
+step is forward, backward, clipping, AdamW and reading the loss.
 """
 
 import argparse
@@ -259,7 +259,9 @@ def contender(name: str, precision: Precision, pipe: Connection) -> None:
             step = build() if local else ours(config, groups, precision, "compiled" in name)
         while steps := pipe.recv():
             stacked = torch.randint(0, 8192, (steps, BATCH, SEQUENCE + 1), generator=generator)
-            batches = [Batch(x[:, :-1].contiguous(), x[:, 1:].contiguous(), torch.ones(BATCH, SEQUENCE)) for x in stacked]
+            batches = [
+                Batch(x[:, :-1].contiguous(), x[:, 1:].contiguous(), torch.ones(BATCH, SEQUENCE)) for x in stacked
+            ]
             started = time.process_time()
             for batch in batches:
                 step(batch)

@@ -45,7 +45,7 @@ def build_corpus(config: DataConfig, vocab_size: int) -> Corpus:
     """Read, split and tokenise every source; tokenizer and tokens come from the cache where their hashes are known.
 
     Raises:
-        UserError: no sources, an unreadable or empty one, a weight that is not positive, a cache that cannot be written.
+        UserError: no sources, an unreadable or empty one, a weight that is not positive, an unwritable cache.
     """
     if not config.sources:
         raise UserError("there are none", where="data.sources", fix="use data=embedded or name some in a file")
@@ -53,7 +53,9 @@ def build_corpus(config: DataConfig, vocab_size: int) -> Corpus:
         if source.weight <= 0:
             raise UserError(f"is {source.weight}", where=f"data.sources.{name}.weight", fix="it must be positive")
         if source.max_epochs is not None and source.max_epochs <= 0:
-            raise UserError(f"is {source.max_epochs}", where=f"data.sources.{name}.max_epochs", fix="it must be positive")
+            raise UserError(
+                f"is {source.max_epochs}", where=f"data.sources.{name}.max_epochs", fix="it must be positive"
+            )
     if not 0 <= config.held_out < 0.5:
         raise UserError(f"is {config.held_out}", where="data.held_out", fix="choose a fraction from 0 to below 0.5")
     wanted = config.vocab_size or min(vocab_size, LARGEST_TRAINED_VOCABULARY)

@@ -51,14 +51,15 @@ def read_source(name: str, path: str | None) -> list[Document]:
 
 
 def split_held_out(documents: list[Document], fraction: float) -> tuple[list[Document], list[Document]]:
-    """Split whole documents into (train, held out): those with the lowest hashes are held out, about `fraction` of bytes.
+    """Split whole documents into (train, held out): the lowest hashes are held out, about `fraction` of the bytes.
 
     At least one document is held out where there are two. The split of a document depends on nothing but its
     identity's rank by hash, so that it stays where it is when the order of files changes.
     """
     by_hash = sorted(documents, key=lambda document: hashlib.sha256(document.identity.encode()).digest())
     wanted = fraction * sum(len(document.text) for document in documents)
-    chosen, size = set(), 0
+    chosen: set[str] = set()
+    size = 0
     for document in by_hash[: len(documents) - 1]:
         if fraction <= 0 or size >= wanted:
             break
@@ -112,7 +113,7 @@ _TAG = re.compile(r"<[^>]*>")
 
 
 def transcript_text(captions: str) -> str:
-    """Return the spoken text of a WebVTT or SubRip file: one paragraph per speaker's turn, no timings or cue numbers."""
+    """Return the spoken text of a WebVTT or SubRip file: a paragraph per speaker's turn, no timings or cue numbers."""
     paragraphs: list[list[str]] = [[]]
     speaker = ""
     for block in re.split(r"\n\s*\n", captions.replace("\r\n", "\n")):

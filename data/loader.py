@@ -1,4 +1,4 @@
-"""Batches for this rank: the global order cut by range arithmetic, so that any number of ranks sees the same samples."""
+"""Batches for this rank: the global order cut by range arithmetic; any number of ranks sees the same samples."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Microbatch:
 
 
 class MixtureLoader:
-    """Serves the samples of one data-parallel rank, step by step; its state is the number of samples served globally."""
+    """Serves the samples of one data-parallel rank, step by step; its state is the number of samples served to all."""
 
     def __init__(
         self,

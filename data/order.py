@@ -32,7 +32,9 @@ class Order:
     def __init__(self, windows: Mapping[str, int], weights: Mapping[str, float], seed: int) -> None:
         self.windows, self.seed = dict(windows), seed
         total = sum(weights.values())
-        shares = {name: Fraction(weight / total).limit_denominator(_LARGEST_DENOMINATOR) for name, weight in weights.items()}
+        shares = {
+            name: Fraction(weight / total).limit_denominator(_LARGEST_DENOMINATOR) for name, weight in weights.items()
+        }
         denominator = math.lcm(*(share.denominator for share in shares.values()))
         self.quotas = {name: max(1, int(share * denominator)) for name, share in shares.items()}
         self.block = sum(self.quotas.values())
@@ -97,4 +99,3 @@ def _mix(value: int) -> int:
     value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
     value = (value ^ value >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
     return value ^ value >> 31
-

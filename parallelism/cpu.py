@@ -89,14 +89,14 @@ def install() -> None:
     }
     for name, value in stand_ins.items():
         setattr(torch.cuda, name, value)
-    torch.cuda.nvtx.range_push = lambda *args, **kwargs: None  # type: ignore[assignment]
-    torch.cuda.nvtx.range_pop = lambda *args, **kwargs: None  # type: ignore[assignment]
+    torch.cuda.nvtx.range_push = lambda *args, **kwargs: None
+    torch.cuda.nvtx.range_pop = lambda *args, **kwargs: None
     torch.cuda._isthmus_stand_ins = True  # type: ignore[attr-defined]
 
-    random = importlib.import_module("megatron.core.tensor_parallel.random")
+    random: Any = importlib.import_module("megatron.core.tensor_parallel.random")
     random._get_cuda_rng_state = stand_ins["get_rng_state"]
     random._set_cuda_rng_state = stand_ins["set_rng_state"]
-    layers = importlib.import_module("megatron.core.tensor_parallel.layers")
+    layers: Any = importlib.import_module("megatron.core.tensor_parallel.layers")
     layers.fused_weight_gradient_mlp_cuda = _FusedWeightGradient("fused_weight_gradient_mlp_cuda")
     layers._grad_accum_fusion_available = True
     proxy = _TorchOnCpu()
@@ -107,7 +107,7 @@ def install() -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Have glibc reuse freed activations instead of giving them back: a fresh page costs a fault of several microseconds.
+    """Have glibc reuse freed activations instead of giving them back: a fresh page costs microseconds for its fault.
 
     mallopt(3): blocks up to 32 MiB (the most it takes) come from the heap, and the heap's top is not trimmed.
     """
@@ -119,7 +119,7 @@ def _keep_freed_memory() -> None:
 
 
 def _undo_compilation(*modules: str) -> None:
-    """Give back the plain functions that Megatron hands to torch.compile at import: a minute of C++ for microseconds."""
+    """Give back the functions that Megatron hands to torch.compile at import: a minute of C++ for microseconds."""
     for name in modules:
         module = importlib.import_module(name)
         classes = [value for value in vars(module).values() if isinstance(value, type)]
@@ -142,7 +142,7 @@ def construction() -> Iterator[None]:
         return answer.replace("torch.", "torch.cuda.", 1) if isinstance(answer, str) else answer
 
     torch.Tensor.type = renamed  # type: ignore[method-assign, assignment]
-    torch.Tensor.cuda = lambda tensor, *args, **kwargs: tensor  # type: ignore[method-assign, assignment]
+    torch.Tensor.cuda = lambda tensor, *args, **kwargs: tensor  # type: ignore[method-assign]
     try:
         yield
     finally:

@@ -29,9 +29,17 @@ from isthmus.parallelism.slices import Piece, Slice, global_name, partition_dim,
 class Microbatch(Protocol):
     """What one forward pass of one data-parallel rank reads; B samples of S tokens."""
 
-    tokens_BS: Tensor  # int64
-    labels_BS: Tensor  # int64: the token that follows each
-    mask_BS: Tensor  # float32: 1 where the label counts, 0 where it does not
+    @property
+    def tokens_BS(self) -> Tensor:
+        """int64"""
+
+    @property
+    def labels_BS(self) -> Tensor:
+        """int64: the token that follows each"""
+
+    @property
+    def mask_BS(self) -> Tensor:
+        """float32: 1 where the label counts, 0 where it does not"""
 
 
 @dataclass(frozen=True)
@@ -164,7 +172,7 @@ class Engine:
     def owned(self) -> Iterator[OwnedSlice]:
         """Yield what this rank owns of the fp32 parameters and their gradients, by address."""
         for parameter, main, start, stop in self.optimizer.main_parameters():
-            flat_main, flat_gradient = main.detach().view(-1), parameter.main_grad.view(-1)
+            flat_main, flat_gradient = main.detach().view(-1), parameter.main_grad.view(-1)  # type: ignore[attr-defined]
             for where, first, last in slices_of(self._pieces[parameter], start, stop):
                 yield OwnedSlice(where, flat_main[first - start : last - start], flat_gradient[first:last])
 

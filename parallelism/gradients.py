@@ -74,7 +74,7 @@ def announce_buckets(
     In the first step Megatron does not know yet which gradients to expect and starts all buckets after the backward
     pass; from the second step on each starts as soon as its last gradient is there.
     """
-    buckets = []
+    buckets: list[GradientBucket] = []
     for chunk in chunks:
         for group in (*chunk.bucket_groups, *chunk.expert_parallel_bucket_groups):
             bucket = GradientBucket(index=len(buckets), slices=list(_owned(group, pieces)), wait=_waiter(group))

@@ -27,9 +27,7 @@ def site_groups(
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank % torch.cuda.device_count())))
     alone = {"store": torch.distributed.HashStore()} if topology.world_size == 1 else {"init_method": init_method}
-    torch.distributed.init_process_group(
-        backend, rank=rank, world_size=topology.world_size, timeout=timeout, **alone
-    )
+    torch.distributed.init_process_group(backend, rank=rank, world_size=topology.world_size, timeout=timeout, **alone)
     try:
         virtual = topology.virtual_pipeline if topology.virtual_pipeline > 1 else None
         parallel_state.initialize_model_parallel(

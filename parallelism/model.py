@@ -22,9 +22,9 @@ from torch import Tensor
 from isthmus.parallelism.config import Fp8Recipe, ModelConfig, ParallelConfig, Precision, Recompute
 from isthmus.parallelism.layers.activation import SwiGLU
 from isthmus.parallelism.layers.attention import RotaryAttention
-from isthmus.parallelism.layers.residual import get_residual_add
 from isthmus.parallelism.layers.loss import linear_cross_entropy
 from isthmus.parallelism.layers.norm import RMSNorm
+from isthmus.parallelism.layers.residual import get_residual_add
 from isthmus.parallelism.machine import has_transformer_engine
 from isthmus.parallelism.topology import head_dim, padded_vocab_size
 

@@ -22,7 +22,9 @@ class ScheduleKind(Enum):
 
 @dataclass(kw_only=True, slots=True)
 class RunConfig:
-    name: str | None = key(None, "folder under run.dir (default: PREFIX-HASH, a function of the composed configuration)")
+    name: str | None = key(
+        None, "folder under run.dir (default: PREFIX-HASH, a function of the composed configuration)"
+    )
     prefix: str | None = key(None, "first part of the default name (model.name)")
     dir: str = key("runs", "where run folders live; the run's is run.dir/run.name/SITE")
 

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from isthmus.config import compose, load_resolved, to_yaml
 from isthmus.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, UserError
@@ -17,9 +17,6 @@ from isthmus.files import write_json
 from isthmus.train.command import Command, parse, print_help
 from isthmus.train.config import Config
 from isthmus.train.validate import Plan, plan_run, use_device
-
-if TYPE_CHECKING:
-    from isthmus.train.assembly import World
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if command.help:
             print_help()
             return EXIT_OK
-        config = load_resolved(Config, command.config) if command.config else compose(Config, "train", command.overrides)
+        if command.config:
+            config = load_resolved(Config, command.config)
+        else:
+            config = compose(Config, "train", command.overrides)
         if command.print_config:
             print(to_yaml(config), end="")
             return EXIT_OK
@@ -84,7 +84,7 @@ def _train(config: Config, plan: Plan, command: Command) -> int:
 
 
 def _finish(plan: Plan | None, rank: int, status: str, code: int, **details: Any) -> None:
-    """Write outcome.json: torchrun turns every failure of a worker into exit code 1, and whoever started us wants ours."""
+    """Write outcome.json: torchrun makes every failure of a worker exit code 1, and whoever started us wants ours."""
     if plan is None or (rank and status != "failed"):
         return
     folder: Path = plan.folder

@@ -13,7 +13,9 @@ class LabelledMicrobatch(Microbatch, Protocol):
     def sources(self) -> tuple[str, ...]: ...
 
 
-def held_out_losses(engine: Engine, microbatches: Sequence[LabelledMicrobatch], sources: Sequence[str]) -> dict[str, float]:
+def held_out_losses(
+    engine: Engine, microbatches: Sequence[LabelledMicrobatch], sources: Sequence[str]
+) -> dict[str, float]:
     """Return the mean loss per token of each source over the held-out samples of all ranks, in nats."""
     sums_per_sample = engine.evaluate(microbatches)
     index = {name: position for position, name in enumerate(sources)}

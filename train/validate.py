@@ -1,4 +1,4 @@
-"""Everything about a run that can be checked before its ranks start, so that a user reads one line and not one per rank."""
+"""What can be checked before ranks start is checked here, so that a user reads one line and not one per rank."""
 
 import os
 import shutil
@@ -128,9 +128,7 @@ def _validate_machine(config: Config) -> None:
         raise UserError("there is no CUDA device here", where="train.device=cuda", fix="use auto or cpu")
     from isthmus.parallelism.machine import has_transformer_engine
 
-    validate_device(
-        config.parallel, config.train.precision, cuda=cuda, transformer_engine=has_transformer_engine()
-    )
+    validate_device(config.parallel, config.train.precision, cuda=cuda, transformer_engine=has_transformer_engine())
     if config.train.compile and not cuda and not any(shutil.which(name) for name in ("g++", "c++", "clang++")):
         raise UserError("there is no C++ compiler here", where="train.compile", fix="install g++ or leave it off")
 

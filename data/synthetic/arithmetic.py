@@ -42,7 +42,9 @@ def _verify_problem(lines: list[str]) -> bool:
     equations = [match for line in lines for match in _EQUATION.finditer(line)]
     if answer is None or not equations:
         return False
-    right = all(_OPERATIONS[sign](int(a), int(b)) == int(result) for a, sign, b, result in (m.groups() for m in equations))
+    right = all(
+        _OPERATIONS[sign](int(a), int(b)) == int(result) for a, sign, b, result in (m.groups() for m in equations)
+    )
     return right and equations[-1][4] == answer[1]
 
 

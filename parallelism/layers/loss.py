@@ -1,7 +1,7 @@
 """Output layer and cross-entropy in one, a few rows at a time, so that the logits of a batch never exist at once.
 
-The idea is Liger Kernel's fused linear cross-entropy (arXiv 2410.10989, section 3.2). Its gain here is memory that stays
-in cache: a fresh buffer of all logits costs more in page faults than in arithmetic. N tokens, H hidden, V vocabulary.
+The idea is Liger Kernel's fused linear cross-entropy (arXiv 2410.10989, section 3.2). Its gain here is memory that
+stays in cache: a fresh buffer of all logits costs more in page faults than in arithmetic. N tokens, H hidden, V vocabulary.
 """
 
 from typing import Any
@@ -13,12 +13,14 @@ from torch.nn import functional
 _CHUNK_ELEMENTS = 1 << 21  # logits held at a time
 
 
-def linear_cross_entropy(hidden_SBH: Tensor, weight_VH: Tensor, labels_SB: Tensor, mask_SB: Tensor, tied: bool) -> Tensor:
+def linear_cross_entropy(
+    hidden_SBH: Tensor, weight_VH: Tensor, labels_SB: Tensor, mask_SB: Tensor, tied: bool
+) -> Tensor:
     """Return -log softmax(hidden @ weight.T)[label] of each token, (S, B) in fp32.
 
     The mask must be what the caller will multiply the losses with before summing them: the weight's gradient is formed
-    in the forward pass, where the logits are at hand. It goes straight to `weight.main_grad`. `tied`: the same parameter
-    is the embedding of this model chunk, and tells that it is done through its other use.
+    in the forward pass, where the logits are at hand. It goes straight to `weight.main_grad`. `tied`: the parameter is
+    the embedding of this model chunk, and tells that it is done through its other use.
     """
     return _LinearCrossEntropy.apply(hidden_SBH, weight_VH, labels_SB, mask_SB, tied)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 class RMSNorm(torch.nn.Module):
     """x / rms(x) * weight over the last dim.
 
-    Under sequence parallelism each tensor rank sees its part of the sequence, so the weight's gradient is a partial sum;
+    Under sequence parallelism each tensor rank sees its part of the sequence: the weight's gradient is a partial sum;
     the mark on the parameter makes the engine add the parts up.
     """
 

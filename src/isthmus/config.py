@@ -32,7 +32,7 @@ Schema = TypeVar("Schema")
 
 
 def key(default: Any, help: str) -> Any:
-    """Declare a configuration key: a dataclass field with a default (or a dataclass, built anew) and one line of help."""
+    """Declare a configuration key: a dataclass field with a default (or a dataclass to build) and one line of help."""
     if isinstance(default, type | dict | list):
         factory = default if isinstance(default, type) else lambda: type(default)(default)
         return dataclasses.field(default_factory=factory, metadata={"help": help})

@@ -85,9 +85,7 @@ def rank_batches(config: Config, topology: Topology, rank: int, step: int) -> li
     mask[:, ::5] = 0.0  # so that ranks agree on the number of tokens only if they count
     return [
         Batch(part[:, :-1].contiguous(), part[:, 1:].contiguous(), masked)
-        for part, masked in zip(
-            mine.split(config.train.micro_batch), mask.split(config.train.micro_batch), strict=True
-        )
+        for part, masked in zip(mine.split(config.train.micro_batch), mask.split(config.train.micro_batch), strict=True)
     ]
 
 

@@ -1,4 +1,4 @@
-"""Golden trajectories: numbers that a change must not move by accident. `pytest --regenerate-golden` writes them anew."""
+"""Golden trajectories: numbers that no change may move by accident. `pytest --regenerate-golden` writes them."""
 
 import json
 from pathlib import Path
