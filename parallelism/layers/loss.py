@@ -1,7 +1,7 @@
 """Output layer and cross-entropy in one, a few rows at a time, so that the logits of a batch never exist at once.
 
 The idea is Liger Kernel's fused linear cross-entropy (arXiv 2410.10989, section 3.2). Its gain here is memory that
-stays in cache: a fresh buffer of all logits costs more in page faults than in arithmetic. N tokens, H hidden, V vocabulary.
+stays in cache: a fresh buffer of all logits costs more in page faults than in arithmetic. H hidden, V vocabulary.
 """
 
 from typing import Any
