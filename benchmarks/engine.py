@@ -275,6 +275,7 @@ def measure(names: list[str], precision: Precision, rounds: int, steps: int) -> 
     for name in names:
         pipes[name], theirs = context.Pipe()
         context.Process(target=contender, args=(name, precision, theirs), daemon=True).start()
+        theirs.close()  # so that a contender that dies is an EOFError here, not a wait for ever
     rates: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(rounds + 1):
         for name in names if turn % 2 else reversed(names):

@@ -2,6 +2,8 @@
 
 import glob
 import hashlib
+import html
+import itertools
 import json
 import re
 import sysconfig
@@ -78,6 +80,8 @@ def _read_path(path: str, where: str) -> Iterator[Document]:
         files = sorted(file for file in root.rglob("*") if file.suffix in TEXT_SUFFIXES)
     else:
         files = sorted(Path(match) for match in glob.glob(str(root), recursive=True))
+    # Identities are relative to what is fixed of the path, so that they are unique and do not name the machine.
+    base = root if root.is_dir() else _fixed_part(root)
     if not files:
         raise UserError(
             f"nothing to read at {path}",
@@ -89,14 +93,24 @@ def _read_path(path: str, where: str) -> Iterator[Document]:
             text = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"cannot be read: {error}", where=str(file), fix="it must be UTF-8 text") from None
-        yield from _parse(file, text, identity=str(file.relative_to(root) if root.is_dir() else file.name))
+        yield from _parse(file, text, identity=file.relative_to(base).as_posix())
+
+
+def _fixed_part(pattern: Path) -> Path:
+    """Return the folder above the first part of a glob that has a wildcard, or above the file itself."""
+    fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts))
+    return fixed if fixed != pattern else pattern.parent
 
 
 def _parse(file: Path, text: str, identity: str) -> Iterator[Document]:
     if file.suffix == ".jsonl":
-        for number, line in enumerate(text.splitlines(), start=1):
+        # Only "\n" ends a line: JSON strings may hold U+2028 and others at which str.splitlines() would cut.
+        for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
             try:
-                yield Document(f"{identity}:{number}", json.loads(line)["text"])
+                content = json.loads(line)["text"]
+                if not isinstance(content, str):
+                    raise TypeError(content)
+                yield Document(f"{identity}:{number}", content)
             except (json.JSONDecodeError, KeyError, TypeError):
                 raise UserError(
                     'is not an object with a "text"', where=f"{file}:{number}", fix="write one JSON object per line"
@@ -128,7 +142,7 @@ def transcript_text(captions: str) -> str:
             paragraphs.append([f"{speaker}:"])
         elif re.match(r"[A-Z][A-Z .'-]+: ", spoken):
             paragraphs.append([])
-        paragraphs[-1].append(_TAG.sub("", spoken).strip())
+        paragraphs[-1].append(html.unescape(_TAG.sub("", spoken)).strip())
     return "\n\n".join(" ".join(paragraph) for paragraph in paragraphs if paragraph)
 
 

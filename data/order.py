@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
-_LARGEST_DENOMINATOR = 1_000
+_LARGEST_BLOCK = 1_000  # samples after which the mix repeats, at most: the table of turns has so many rows
 
 
 @dataclass(frozen=True)
@@ -25,18 +25,20 @@ class Order:
 
     Args:
         windows: number of windows of each source.
-        weights: relative shares; rounded to fractions with denominators up to 1000.
+        weights: relative shares; exact where a block of up to 1000 samples can be, else rounded to thousandths.
         seed: of the permutations.
     """
 
     def __init__(self, windows: Mapping[str, int], weights: Mapping[str, float], seed: int) -> None:
         self.windows, self.seed = dict(windows), seed
         total = sum(weights.values())
-        shares = {
-            name: Fraction(weight / total).limit_denominator(_LARGEST_DENOMINATOR) for name, weight in weights.items()
-        }
-        denominator = math.lcm(*(share.denominator for share in shares.values()))
-        self.quotas = {name: max(1, int(share * denominator)) for name, share in shares.items()}
+        shares = {name: Fraction(weight / total).limit_denominator(_LARGEST_BLOCK) for name, weight in weights.items()}
+        block = math.lcm(*(share.denominator for share in shares.values()))
+        if block > _LARGEST_BLOCK or not all(shares.values()):
+            # No small block is exact, or a share rounds to nothing: rounded to thousandths, and at least one of them.
+            block = _LARGEST_BLOCK
+            shares = {name: Fraction(round(weight / total * block), block) for name, weight in weights.items()}
+        self.quotas = {name: max(1, int(share * block)) for name, share in shares.items()}
         self.block = sum(self.quotas.values())
         slots = [((turn + 0.5) / quota, name) for name, quota in self.quotas.items() for turn in range(quota)]
         seen = dict.fromkeys(self.quotas, 0)

@@ -22,6 +22,7 @@ def model_flops_per_token(model: ModelConfig, sequence_length: int) -> float:
     12 x layers x heads x head_dim x sequence_length for attention, without a discount for the causal mask.
     """
     look_up = 0 if model.tied_embeddings else padded_vocab_size(model) * model.hidden_size
-    matrices = count_parameters(model, active=True) - look_up
+    norms = (2 * model.num_layers + 1) * model.hidden_size
+    matrices = count_parameters(model, active=True) - look_up - norms
     attention = 12 * model.num_layers * model.num_attention_heads * head_dim(model) * sequence_length
     return 6.0 * matrices + attention

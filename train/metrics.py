@@ -87,9 +87,7 @@ class Metrics:
         if held_out is not None:
             row["held_out_loss"] = held_out
         self.last = self.last | row
-        # A strict JSON reader knows no NaN.
-        line = json.dumps({name: None if _is_nan(value) else value for name, value in row.items()})
-        self._file.write(line + "\n")
+        self._file.write(json.dumps(_finite(row), allow_nan=False) + "\n")
         self._file.flush()
         if self._writer is not None:
             self._draw(row, held_out)
@@ -114,8 +112,11 @@ class Metrics:
             self._writer.add_scalar(f"loss/held_out/{source}", loss, step)
 
 
-def _is_nan(value: Any) -> bool:
-    return isinstance(value, float) and math.isnan(value)
+def _finite(value: Any) -> Any:
+    """Replace NaN and infinities, which strict JSON does not know, by null."""
+    if isinstance(value, dict):
+        return {name: _finite(entry) for name, entry in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _repair(path: Path) -> int:

@@ -13,6 +13,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self._interrupts = 0
 
     def __call__(self) -> bool:
         return self.received is not None
@@ -28,7 +29,8 @@ class StopRequest:
                 signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        # torchrun forwards the terminal's Ctrl-C as SIGTERM: that is the same request, not a second one.
-        if self.received is signal.SIGINT and number == signal.SIGINT:
+        # torchrun follows the terminal's Ctrl-C with SIGTERM: that is the same request, not a second one.
+        self._interrupts += number == signal.SIGINT
+        if self._interrupts > 1:
             raise KeyboardInterrupt
         self.received = self.received or signal.Signals(number)

@@ -38,7 +38,7 @@ def verify(text: str) -> bool:
 
 
 def _verify_problem(lines: list[str]) -> bool:
-    answer = _ANSWER.match(lines[-1])
+    answer = _ANSWER.match(lines[-1]) if lines else None
     equations = [match for line in lines for match in _EQUATION.finditer(line)]
     if answer is None or not equations:
         return False

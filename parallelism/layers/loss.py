@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from isthmus.parallelism.layers.matmul import accumulate_weight_gradient, times, times_transposed
+
 _CHUNK_ELEMENTS = 1 << 21  # logits held at a time
 
 
@@ -36,7 +38,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         rows = max(1, _CHUNK_ELEMENTS // weight.shape[0])
         for first in range(0, hidden.shape[0], rows):
             chunk = slice(first, first + rows)
-            logits = hidden[chunk] @ weight.t()
+            logits = times_transposed(hidden[chunk], weight)
             log_probabilities = functional.log_softmax(logits, dim=-1, dtype=torch.float32)
             losses[chunk] = log_probabilities.gather(1, labels[chunk]).squeeze(1).neg_()
             if hidden_grad is not None:
@@ -44,8 +46,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 logit_grad = log_probabilities.exp_().mul_(mask[chunk])
                 logit_grad.scatter_add_(1, labels[chunk], -mask[chunk])
                 logit_grad = logit_grad.to(hidden.dtype)
-                torch.mm(logit_grad, weight, out=hidden_grad[chunk])
-                _accumulate(weight.main_grad, logit_grad, hidden[chunk])  # type: ignore[attr-defined]
+                hidden_grad[chunk] = times(logit_grad, weight)
+                accumulate_weight_gradient(weight.main_grad, logit_grad, hidden[chunk])  # type: ignore[attr-defined]
         ctx.hidden_grad, ctx.weight, ctx.tied, ctx.shape = hidden_grad, weight, tied, hidden_SBH.shape
         return losses.view(labels_SB.shape)
 
@@ -58,10 +60,3 @@ class _LinearCrossEntropy(torch.autograd.Function):
             weight.grad_added_to_main_grad = True
             weight_grad = torch.empty_like(weight)
         return hidden_grad.view(ctx.shape), weight_grad, None, None, None
-
-
-def _accumulate(main_grad: Tensor, logit_grad: Tensor, hidden: Tensor) -> None:
-    if hidden.dtype is main_grad.dtype:
-        main_grad.addmm_(logit_grad.t(), hidden)
-    else:
-        main_grad.add_(logit_grad.t() @ hidden)

@@ -17,6 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_module
 from hydra.core.config_store import ConfigStore
@@ -49,7 +50,7 @@ def compose(schema: type[Schema], config_name: str, overrides: Sequence[str]) ->
     """
     ConfigStore.instance().store(name=f"{config_name}_schema", node=schema)
     with tempfile.TemporaryDirectory(prefix="isthmus-config-") as folder:
-        rewritten = _stage_user_files(overrides, Path(folder))
+        rewritten, staged = _stage_user_files(overrides, Path(folder))
         if rewritten != list(overrides):
             rewritten.append(f"hydra.searchpath=[file://{folder}]")
         GlobalHydra.instance().clear()
@@ -57,25 +58,30 @@ def compose(schema: type[Schema], config_name: str, overrides: Sequence[str]) ->
             with initialize_config_module(config_module=CONFIG_MODULE, version_base="1.3"):
                 composed = hydra_compose(config_name=config_name, overrides=rewritten)
                 return _to_schema(schema, composed)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise _explain(error, schema, folder) from None
+        except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+            raise _explain(error, schema, staged) from None
         finally:
             GlobalHydra.instance().clear()
 
 
 def load_resolved(schema: type[Schema], path: Path) -> Schema:
-    """Read a file that `save_resolved` wrote, as a launcher hands it to its ranks.
+    """Read a file that holds what `to_yaml` returned, as a launcher hands it to its ranks.
 
     Raises:
         UserError: the file is missing, malformed or does not fit the schema.
     """
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.load(path))
-        return _to_schema(schema, cast(DictConfig, merged))
+        loaded = OmegaConf.load(path)
+        values = _to_schema(schema, cast(DictConfig, OmegaConf.merge(OmegaConf.structured(schema), loaded)))
     except FileNotFoundError:
         raise UserError("there is no such file", where=str(path), fix="check --config") from None
-    except (OmegaConfBaseException, ValueError) as error:
-        raise _explain(error, schema, "") from None
+    except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, TypeError) as error:
+        key_name = str(getattr(error, "full_key", "") or "")
+        what = f"{key_name}: {_first_line(error)}" if key_name else _first_line(error)
+        raise UserError(what, where=str(path), fix="give a resolved configuration") from None
+    if absent := {field.name for field in dataclasses.fields(cast(Any, schema))} - set(loaded):
+        raise UserError(f"lacks {', '.join(sorted(absent))}", where=str(path), fix="give a resolved configuration")
+    return values
 
 
 def to_plain(config: Any) -> dict[str, Any]:
@@ -128,9 +134,10 @@ def groups() -> dict[str, list[str]]:
     return found
 
 
-def _stage_user_files(overrides: Sequence[str], folder: Path) -> list[str]:
-    """Copy each `GROUP=PATH.yaml` where Hydra will find it as a choice of the group."""
+def _stage_user_files(overrides: Sequence[str], folder: Path) -> tuple[list[str], dict[str, Path]]:
+    """Copy each `GROUP=PATH.yaml` where Hydra will find it as a choice; return the overrides and what was staged."""
     rewritten = []
+    staged: dict[str, Path] = {}
     choices = groups()
     for override in overrides:
         match = re.fullmatch(r"([a-z_]+)=(.+\.ya?ml)", override)
@@ -138,13 +145,14 @@ def _stage_user_files(overrides: Sequence[str], folder: Path) -> list[str]:
             group, path = match[1], Path(match[2]).expanduser()
             if not path.is_file():
                 raise UserError(f"there is no file {path}", where=f"{group}=", fix="give the path of a YAML file")
-            # A choice of the user's may share its stem with one of ours; the folder keeps them apart.
-            name = f"file_{path.stem}"
+            # Hydra's grammar does not take every file name, so the choice gets one of ours.
+            name = f"users_file_{len(staged)}"
             (folder / group).mkdir(exist_ok=True)
             shutil.copyfile(path, folder / group / f"{name}.yaml")
+            staged[f"{group}/{name}"] = path
             override = f"{group}={name}"
         rewritten.append(override)
-    return rewritten
+    return rewritten, staged
 
 
 def _to_schema(schema: type[Schema], composed: DictConfig) -> Schema:
@@ -157,34 +165,38 @@ def _to_schema(schema: type[Schema], composed: DictConfig) -> Schema:
     return values
 
 
-def _explain(error: Exception, schema: type, folder: str) -> UserError:
+def _explain(error: Exception, schema: type, staged: dict[str, Path]) -> UserError:
     """Turn Hydra's and OmegaConf's messages into one line that names the key and the remedy."""
     text = str(error)
     cause = error.__cause__ or error
-    full_key = str(getattr(cause, "full_key", "") or getattr(error, "full_key", "") or "")
-    first = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
-    first = first.replace(f"{folder}/", "") if folder else first
-    unknown = re.search(r"Key '([^']+)' (?:is )?not in", text) or re.search(r"Could not override '([^']+)'", text)
-    if unknown and "Could not find" not in text and "No match in the defaults list" not in text:
-        asked = (re.search(r"Could not override '([^']+)'", text) or [None, None])[1] or full_key or unknown[1]
-        known = [name for name, _, _ in keys_of(schema)]
-        close = difflib.get_close_matches(asked, known, n=1, cutoff=0.5)
-        return UserError(
-            f"there is no key '{asked}'",
-            where="override",
-            fix=f"did you mean '{close[0]}'?" if close else "`isthmus train --help` lists the keys",
-        )
-    missing = re.search(r"Could not find '([^/']+)/([^']+)'", text)
-    if missing:
+    file = next((str(path) for name, path in staged.items() if name in text), "")
+    if isinstance(error, yaml.YAMLError):
+        mark = getattr(error, "problem_mark", None)
+        where = f"{file}:{mark.line + 1}" if mark else file
+        return UserError(getattr(error, "problem", None) or "is not YAML", where=where, fix="write valid YAML")
+    if missing := re.search(r"Could not find '([^/']+)/([^']+)'", text):
         choices = ", ".join(groups().get(missing[1], []))
         return UserError(f"there is no '{missing[2]}'", where=f"{missing[1]}=", fix=f"choose one of: {choices}")
-    if "No match in the defaults list" in text or "Could not override '" in text:
-        asked = (re.search(r"Could not override '([^']+)'", text) or [None, "?"])[1]
+    full_key = str(getattr(cause, "full_key", "") or getattr(error, "full_key", "") or "")
+    asked = re.search(r"Could not override '([^']+)'", text)
+    unknown = re.search(r"Key '([^']+)' (?:is )?not in", text)
+    if asked or unknown:
+        name = asked[1] if asked else full_key or (unknown[1] if unknown else "")
+        known = [*groups(), *(key_name for key_name, _, _ in keys_of(schema))]
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        fix = f"did you mean '{close[0]}'?" if close else "`isthmus train --help` lists the keys"
+        return UserError(f"there is no key '{name}'", where=file or "override", fix=fix)
+    if "is not a subclass of" in f"{text} {cause}":
         return UserError(
-            f"there is no group or key '{asked}'", where="override", fix="`isthmus train --help` lists both"
+            "an override cannot add an entry", where=full_key, fix="name it in a file, as data=my/mix.yaml"
         )
     if type(error).__name__ == "OverrideParseException":
-        return UserError(
-            first.removesuffix("."), where="override", fix="write KEY=VALUE, quoted for the shell where needed"
-        )
-    return UserError(first, where=full_key or "configuration", fix="`isthmus train --help` lists the keys and types")
+        problem = _first_line(error).removesuffix(".")
+        return UserError(problem, where="override", fix="write KEY=VALUE, quoted for the shell where needed")
+    return UserError(
+        _first_line(cause), where=full_key or file or "configuration", fix="`isthmus train --help` lists keys and types"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

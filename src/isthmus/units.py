@@ -21,4 +21,4 @@ def format_duration(seconds: float) -> str:
         return f"{hours}h{minutes:02d}m"
     if minutes:
         return f"{minutes}m{seconds_left:02d}s"
-    return f"{seconds:.1f}s" if seconds < 10 else f"{total}s"
+    return f"{seconds:.1f}s" if seconds < 9.95 else f"{total}s"

@@ -60,7 +60,6 @@ def test_answer_belongs_to_the_last_equation() -> None:
     assert not verify("2 x 3 = 6. Then 6 - 1 = 5.\nAnswer: 6")
 
 
-@pytest.mark.xfail(strict=True, reason="arithmetic._verify_problem: IndexError on an empty problem (`lines[-1]`)")
 @pytest.mark.parametrize("text", ["", "1 + 2 = 3\nAnswer: 3\n\n"])
 def test_empty_problem_is_a_verdict_not_a_crash(text: str) -> None:
     assert verify(text) is False

@@ -54,7 +54,6 @@ def test_captions_become_paragraphs_of_speech(captions: str, text: str) -> None:
     assert transcript_text("\ufeff" + captions) == text
 
 
-@pytest.mark.xfail(strict=True, reason="documents.transcript_text keeps WebVTT's escapes (W3C WebVTT, 'cue text')")
 def test_escapes_of_webvtt_are_resolved() -> None:
     assert transcript_text("WEBVTT\n\n00:01.000 --> 00:02.000\nR&amp;D, 1 &lt; 2\n") == "R&D, 1 < 2"
 
@@ -76,10 +75,9 @@ def test_files_of_every_kind_in_a_folder(tmp_path: Path) -> None:
         Document("deep/a.txt", "plain text ä"),
         Document("e.srt", _SRT_TEXT),
     ]
-    assert read_source("mine", str(tmp_path / "*" / "a.txt")) == [Document("a.txt", "plain text ä")]
+    assert read_source("mine", str(tmp_path / "*" / "a.txt")) == [Document("deep/a.txt", "plain text ä")]
 
 
-@pytest.mark.xfail(strict=True, reason="documents._read_path: under a glob the identity is the bare file name")
 def test_documents_of_a_glob_have_identities_of_their_own(tmp_path: Path) -> None:
     for folder in ("x", "y"):
         (tmp_path / folder).mkdir()
@@ -95,14 +93,8 @@ def test_documents_of_a_glob_have_identities_of_their_own(tmp_path: Path) -> Non
         '{"txt": "x"}',
         "[1]",
         "7",
-        pytest.param(
-            '{"text": 5}',
-            marks=pytest.mark.xfail(strict=True, reason="documents.read_source: AttributeError on .strip()"),
-        ),
-        pytest.param(
-            '{"text": null}',
-            marks=pytest.mark.xfail(strict=True, reason="documents.read_source: AttributeError on .strip()"),
-        ),
+        '{"text": 5}',
+        '{"text": null}',
     ],
 )
 def test_bad_json_line_is_named_by_file_and_line(tmp_path: Path, line: str) -> None:
@@ -112,9 +104,6 @@ def test_bad_json_line_is_named_by_file_and_line(tmp_path: Path, line: str) -> N
         read_source("mine", str(file))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="documents._parse: str.splitlines cuts at U+2028 and others, legal in JSON strings"
-)
 def test_json_strings_may_hold_any_line_separator(tmp_path: Path) -> None:
     text = "first\u2028second\u0085third"
     file = tmp_path / "lines.jsonl"

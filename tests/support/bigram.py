@@ -9,8 +9,8 @@ Tokens = NDArray[np.integer]
 def held_out_loss(train: Tokens, held_out: Tokens, vocab_size: int) -> float:
     """Return the mean loss per token, in nats, of Jelinek-Mercer smoothing (1980) fitted on `train`.
 
-    P(b | a) = x count(a b) / count(a) + (1 - x) (y count(b) / total + (1 - y) / V), with the best x and y on the held-out
-    tokens themselves: a little kinder to the baseline than is fair.
+    P(b | a) = x count(a b) / count(a) + (1 - x) (y count(b) / total + (1 - y) / V), with the best x and y on the
+    held-out tokens themselves: a little kinder to the baseline than is fair.
     """
     pairs = np.zeros((vocab_size, vocab_size), np.float64)
     np.add.at(pairs, (train[:-1], train[1:]), 1)

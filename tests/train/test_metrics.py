@@ -95,9 +95,6 @@ def test_nan_becomes_null(tmp_path: Path) -> None:
     assert _rows(tmp_path)[0]["loss"] is None
 
 
-@pytest.mark.xfail(
-    strict=True, reason="metrics._write replaces only NaN and only at the top: Infinity and nested NaN get out"
-)
 @pytest.mark.parametrize(
     ("fields", "held_out"), [({"grad_norm": float("inf")}, None), ({}, {"web": float("nan")})], ids=["inf", "nested"]
 )
@@ -179,3 +176,11 @@ def test_termination_asks_as_often_as_it_comes() -> None:
         assert stop.received is signal.SIGTERM
     assert stop(), "a request outlives the listening"
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_second_ctrl_c_insists_after_a_termination_too() -> None:
+    with StopRequest().listening():
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
