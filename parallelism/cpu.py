@@ -51,8 +51,9 @@ def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]
 
 
 class _NoStream:
-    """What Megatron does with a stream where there are none."""
+    """What Megatron does with a stream where there are none. A class, since others annotate with `Stream | None`."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
     def wait_stream(self, _: Any) -> None: ...
     def synchronize(self) -> None: ...
 
@@ -86,7 +87,7 @@ def install() -> None:
         "current_device": lambda: _CPU,
         "synchronize": lambda *args, **kwargs: None,
         "manual_seed": lambda *args, **kwargs: None,
-        "Stream": lambda *args, **kwargs: _NoStream(),
+        "Stream": _NoStream,
         "current_stream": lambda *args, **kwargs: _NoStream(),
         "default_stream": lambda *args, **kwargs: _NoStream(),
         "stream": lambda *args, **kwargs: contextlib.nullcontext(),

@@ -82,7 +82,6 @@ class Engine:
         sequence_length: int,
         micro_batch: int,
         seed: int,
-        compile_layers: bool = False,
         deterministic: bool = False,
     ) -> None:
         self.groups = groups
@@ -96,10 +95,6 @@ class Engine:
         self._pieces: dict[torch.nn.Parameter, list[Piece]] = {}
         for module in modules:
             self._prepare_parameters(module, model, seed)
-        if compile_layers:
-            for module in modules:
-                for layer in module.decoder.layers:
-                    layer.compile()
         # With one data-parallel rank there is nothing to shard, and Megatron would copy every parameter to itself.
         sharded = parallel.distributed_optimizer and groups.dp_cp.size() > 1
         self.chunks = gradients.wrap(modules, self._config, parallel, groups, sharded=sharded)

@@ -80,7 +80,6 @@ def build_run(config: Config, plan: Plan, world: World, console: Console, stop: 
             sequence_length=config.train.sequence_length,
             micro_batch=config.train.micro_batch,
             seed=config.train.seed,
-            compile_layers=config.train.compile,
             deterministic=config.train.deterministic,
         )
         loader = MixtureLoader(

@@ -40,7 +40,6 @@ class TrainConfig:
     device: Device = key(Device.auto, "auto, cpu, cuda")
     precision: Precision = key(Precision.fp32, "fp32, bf16 (fp32 main parameters), fp8 (needs transformer-engine)")
     fp8_recipe: Fp8Recipe = key(Fp8Recipe.delayed, "scaling of fp8: delayed, tensorwise, blockwise, mxfp8")
-    compile: bool = key(False, "torch.compile the layers: slower to start, faster to run; needs a C++ compiler on CPU")
     threads: int | None = key(None, "CPU threads per rank (torch's default; torchrun sets 1)")
     deterministic: bool = key(False, "bitwise repeatable on GPUs too, at some cost (on CPU every run is)")
     timeout_seconds: float = key(600.0, "limit on any wait for another rank of the site")

@@ -1,7 +1,6 @@
 """What can be checked before ranks start is checked here, so that a user reads one line and not one per rank."""
 
 import os
-import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,8 +128,6 @@ def _validate_machine(config: Config) -> None:
     from isthmus.parallelism.machine import has_transformer_engine
 
     validate_device(config.parallel, config.train.precision, cuda=cuda, transformer_engine=has_transformer_engine())
-    if config.train.compile and not cuda and not any(shutil.which(name) for name in ("g++", "c++", "clang++")):
-        raise UserError("there is no C++ compiler here", where="train.compile", fix="install g++ or leave it off")
 
 
 def _validate_optim(optim: OptimConfig) -> None:

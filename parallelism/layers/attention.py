@@ -36,13 +36,14 @@ class RotaryAttention(torch.nn.Module):
         return context_BNSD.permute(2, 0, 1, 3).reshape(sequence, batch, -1)
 
     def _rotary_angles(self, sequence: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Return cos and sin, (S, D / 2) each, in the dtype of the activations; computed in fp32 once."""
+        """Return cos and signed sin, (S, D) each, in the dtype of the activations; computed in fp32 once."""
         cached = self._angles
         if cached is None or cached[0].shape[0] != sequence or cached[0].dtype != like.dtype:
             exponents = torch.arange(0, self.head_dim, 2, device=like.device, dtype=torch.float32) / self.head_dim
             positions = torch.arange(sequence, device=like.device, dtype=torch.float32)
             angles = torch.outer(positions, self.rotary_base**-exponents)
-            cached = self._angles = (angles.cos().to(like.dtype), angles.sin().to(like.dtype))
+            cos, sin = angles.cos().to(like.dtype), angles.sin().to(like.dtype)
+            cached = self._angles = (torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1))
         return cached
 
 
@@ -52,20 +53,18 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_SBND: Tensor, cos_SD: Tensor, sin_SD: Tensor) -> Tensor:
         ctx.save_for_backward(cos_SD, sin_SD)
-        return _rotate(x_SBND.permute(1, 2, 0, 3), cos_SD, sin_SD, torch.contiguous_format)
+        return _rotate(x_SBND.permute(1, 2, 0, 3), cos_SD, sin_SD)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (grad_BNSD,) = grads
         cos_SD, sin_SD = ctx.saved_tensors
         grad_SBND = grad_BNSD.permute(2, 0, 1, 3)
-        return _rotate(grad_SBND, cos_SD[:, None, None], -sin_SD[:, None, None], torch.contiguous_format), None, None
+        return _rotate(grad_SBND, cos_SD[:, None, None], -sin_SD[:, None, None]), None, None
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor, memory_format: torch.memory_format) -> Tensor:
-    out = torch.empty_like(x, memory_format=memory_format)
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Return x cos + swap(x) sin, contiguous in the order of x's dims; swap exchanges the halves of the last one."""
+    x = x.contiguous()
     first, second = x.chunk(2, dim=-1)
-    out_first, out_second = out.chunk(2, dim=-1)
-    torch.mul(first, cos, out=out_first).addcmul_(second, sin, value=-1)
-    torch.mul(second, cos, out=out_second).addcmul_(first, sin)
-    return out
+    return torch.cat((second, first), dim=-1).mul_(sin).addcmul_(x, cos)

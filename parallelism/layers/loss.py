@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from isthmus.parallelism.layers.matmul import accumulate_weight_gradient, times, times_transposed
 
-_CHUNK_ELEMENTS = 1 << 21  # logits held at a time
+_CHUNK_ELEMENTS = 1 << 22  # logits held at a time
 
 
 def linear_cross_entropy(

@@ -59,7 +59,6 @@ def build_engine(config: Config, groups: object) -> Engine:
         sequence_length=config.train.sequence_length,
         micro_batch=config.train.micro_batch,
         seed=config.train.seed,
-        compile_layers=config.train.compile,
     )
 
 
