@@ -11,7 +11,7 @@ from support.ranks import RankWorld, run_ranks
 from isthmus.parallelism.gradients import GradientBucket
 from isthmus.parallelism.groups import site_groups
 
-TIMEOUT = datetime.timedelta(seconds=90)
+TIMEOUT = datetime.timedelta(seconds=300)
 
 
 def _watch_buckets(world: RankWorld, overrides: list[str]) -> dict[str, object]:

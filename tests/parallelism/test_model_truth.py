@@ -21,7 +21,7 @@ def _engine_losses(world: RankWorld, overrides: list[str]) -> tuple[Weights, lis
     """Return the weights and the (sum, tokens) of each sample of one batch."""
     config = compose_nano(*overrides)
     topology = topology_of(config, world)
-    timeout = datetime.timedelta(seconds=60)
+    timeout = datetime.timedelta(seconds=300)
     with site_groups(topology, rank=world.rank, timeout=timeout, init_method=world.init_method) as groups:
         engine = build_engine(config, groups)
         # Some steps away from the initial weights, so that norms are not all ones.

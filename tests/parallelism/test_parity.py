@@ -5,6 +5,7 @@ from functools import lru_cache
 import numpy as np
 import pytest
 from support.engines import Trajectory, assemble, train_nano
+from support.golden import check_golden
 from support.ranks import run_ranks
 
 STEPS = 20
@@ -95,6 +96,13 @@ def test_bf16_follows_fp32_and_is_the_same_on_two_ranks() -> None:
     np.testing.assert_allclose(alone.losses, single_process().losses, rtol=2e-2)
     pair = run_ranks(train_nano, 2, STEPS, ["train.precision=bf16"])
     np.testing.assert_allclose(pair[0].losses, alone.losses, rtol=5e-3)
+
+
+def test_the_reference_is_the_golden_trajectory(regenerate_golden: bool) -> None:
+    # Same numbers on every processor and library within rounding: whatever moves them changes the training itself.
+    reference = single_process()
+    trajectory = {"loss": reference.losses, "grad_norm": reference.grad_norms}
+    check_golden("nano", trajectory, regenerate=regenerate_golden, relative=1e-3)
 
 
 def test_a_run_repeats_to_the_last_bit() -> None:

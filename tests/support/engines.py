@@ -96,7 +96,7 @@ def train_nano(world: RankWorld, steps: int, overrides: list[str]) -> Trajectory
     """Rank function: train for some steps and return what happened."""
     config = compose_nano(*overrides)
     topology = topology_of(config, world)
-    timeout = datetime.timedelta(seconds=90)
+    timeout = datetime.timedelta(seconds=300)
     trajectory = Trajectory()
     with site_groups(topology, rank=world.rank, timeout=timeout, init_method=world.init_method) as groups:
         engine = build_engine(config, groups)

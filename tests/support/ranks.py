@@ -26,7 +26,7 @@ class RankWorld:
     init_method: str
 
 
-def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout: float = 240.0) -> list[Any]:
+def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout: float = 900.0) -> list[Any]:
     """Call `function(RankWorld, *args)` on every rank and return the results in order of rank.
 
     The function must be importable (a top-level function of a test module).
@@ -101,7 +101,7 @@ class CommandResult:
 def isthmus_cli(*words: str, cwd: Path | None = None, environment: dict[str, str] | None = None) -> CommandResult:
     """Run the `isthmus` command in a forked process and return exit code, standard output and standard error."""
     with tempfile.TemporaryDirectory(prefix="isthmus-cli-") as folder:
-        (code,) = run_processes([(_command, (words, folder, cwd, environment or {}))], timeout=300)
+        (code,) = run_processes([(_command, (words, folder, cwd, environment or {}))], timeout=2400)
         return CommandResult(code, Path(folder, "out").read_text(), Path(folder, "err").read_text())
 
 
