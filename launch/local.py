@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def _take_processes(overrides: Sequence[str]) -> tuple[int, list[str]]:
 
 def _run_ranks(processes: int, arguments: list[str], folder: Path) -> int:
     """Run torchrun's agent in this process, so that its failure report does not bury the run's own message."""
-    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -67,21 +68,25 @@ def _run_ranks(processes: int, arguments: list[str], folder: Path) -> int:
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     threads = str(max(1, (os.cpu_count() or 1) // processes))
     os.environ.setdefault("OMP_NUM_THREADS", threads)
-    agent = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-        monitor_interval=0.1,
-    )
-    try:
-        elastic_launch(agent, sys.executable)(*arguments)
-    except ChildFailedError:
-        pass  # the rank has written why
-    except (SignalException, KeyboardInterrupt):
-        return _exit_code(outcome, otherwise=EXIT_INTERRUPTED)
+    # The agent's own scratch files, which it would leave behind.
+    with tempfile.TemporaryDirectory(prefix="isthmus-launch-") as scratch:
+        agent = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=processes,
+            run_id=folder.parent.name,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            max_restarts=0,
+            monitor_interval=0.1,
+            logs_specs=DefaultLogsSpecs(log_dir=scratch),
+        )
+        try:
+            elastic_launch(agent, sys.executable)(*arguments)
+        except ChildFailedError:
+            pass  # the rank has written why
+        except (SignalException, KeyboardInterrupt):
+            return _exit_code(outcome, otherwise=EXIT_INTERRUPTED)
     return _exit_code(outcome, otherwise=EXIT_BUG)
 
 
