@@ -88,7 +88,8 @@ def transformer_config(
         apply_rope_fusion=transformer_engine,
         masked_softmax_fusion=False,
         persist_layer_norm=transformer_engine,
-        cross_entropy_loss_fusion=transformer_engine,
+        # transformer-engine's fused loss is not repeatable.
+        cross_entropy_loss_fusion=transformer_engine and not deterministic,
         cross_entropy_fusion_impl="te" if transformer_engine else "native",
         **optional,
     )
@@ -155,9 +156,10 @@ class LanguageModel(GPTModel):
 
 
 def _has_fused_weight_gradient() -> bool:
+    """Return whether APEX's extension or its stand-in is there: Megatron's own output layer needs it."""
     from megatron.core.tensor_parallel import layers
 
-    return bool(layers._grad_accum_fusion_available) or has_transformer_engine()
+    return bool(layers._grad_accum_fusion_available)
 
 
 def _layer_specification(config: TransformerConfig, virtual_stage: int | None) -> Any:

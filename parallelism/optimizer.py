@@ -94,7 +94,7 @@ class ShardedAdamW:
             part.step_with_ready_grads()
 
     def zero_grad(self) -> None:
-        """Forget the gradients; under overlap this also starts to gather the parameters for the next forward pass."""
+        """Forget the gradients."""
         self.megatron.zero_grad()
 
     def main_parameters(self) -> Iterator[tuple[torch.nn.Parameter, Tensor, int, int]]:

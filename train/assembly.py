@@ -110,10 +110,16 @@ def build_run(config: Config, plan: Plan, world: World, console: Console, stop: 
 
 
 def _configure_torch(config: Config) -> None:
+    if config.parallel.tensor > 1:
+        # Megatron overlaps by the order of launches, which holds only if there is one queue; read when CUDA starts.
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
     if config.train.deterministic:
+        # cuBLAS, transformer-engine and NCCL each have a switch of their own (Megatron-LM, --deterministic-mode).
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        os.environ.setdefault("NVTE_ALLOW_NONDETERMINISTIC_ALGO", "0")
+        os.environ.setdefault("NCCL_ALGO", "Ring")
         torch.use_deterministic_algorithms(True)
 
 
