@@ -101,7 +101,7 @@ def _tokens(documents: list[Document], tokenizer: Tokenizer, cache: Path) -> Tok
         digest.update(b"\0")
     path = cache / f"tokens-{digest.hexdigest()[:24]}.int32"
     if path.is_file() and path.stat().st_size:
-        return np.fromfile(path, dtype="<i4")
+        return np.memmap(path, dtype="<i4", mode="r")  # ranks of one machine share the pages
     encoded = tokenizer.encode_batch_fast([document.text for document in documents])
     parts = [np.asarray([*encoding.ids, END_ID], dtype="<i4") for encoding in encoded]
     tokens: Tokens = np.concatenate(parts) if parts else np.zeros(0, dtype="<i4")

@@ -1,6 +1,5 @@
 """`isthmus launch`: several ranks on this machine, checked once before any of them starts."""
 
-import json
 import logging
 import os
 import sys
@@ -30,6 +29,9 @@ def main(argv: Sequence[str]) -> int:
             raise UserError("composes its own", where="--config", fix="give overrides")
         processes, overrides = _take_processes(command.overrides)
         config = compose(Config, "train", overrides)
+        if command.print_config:
+            print(to_yaml(config), end="")
+            return EXIT_OK
         plan = plan_run(config, world_size=processes)
         load_corpus(config, plan)
         prepare_folder(plan.folder)
@@ -63,8 +65,6 @@ def _run_ranks(processes: int, arguments: list[str], folder: Path) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    outcome = folder / "outcome.json"
-    outcome.unlink(missing_ok=True)
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     threads = str(max(1, (os.cpu_count() or 1) // processes))
     os.environ.setdefault("OMP_NUM_THREADS", threads)
@@ -83,16 +83,13 @@ def _run_ranks(processes: int, arguments: list[str], folder: Path) -> int:
         )
         try:
             elastic_launch(agent, sys.executable)(*arguments)
-        except ChildFailedError:
-            pass  # the rank has written why
+        except ChildFailedError as error:
+            rank, failure = error.get_first_failure()
+            if failure.exitcode > 0:
+                return failure.exitcode  # the rank has written why
+            # Ended by a signal, it could not say anything itself.
+            print(f"isthmus: rank {rank} ended by {failure.signal_name()}; see {folder}/logs", file=sys.stderr)
+            return EXIT_BUG
         except (SignalException, KeyboardInterrupt):
-            return _exit_code(outcome, otherwise=EXIT_INTERRUPTED)
-    return _exit_code(outcome, otherwise=EXIT_BUG)
-
-
-def _exit_code(outcome: Path, otherwise: int) -> int:
-    try:
-        return int(json.loads(outcome.read_text())["exit_code"])
-    except (OSError, ValueError, KeyError):
-        print("isthmus: a rank ended without saying why; see logs/ in the run folder", file=sys.stderr)
-        return otherwise
+            return EXIT_INTERRUPTED
+    return EXIT_OK

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from isthmus.parallelism.layers.matmul import Linear, accumulate_weight_gradient
+from isthmus.parallelism.layers.matmul import Linear
 
 _CPU = torch.device("cpu")
 # Modules of Megatron that name the device "cuda" in calls that we reach.
@@ -58,17 +58,6 @@ class _NoStream:
     def synchronize(self) -> None: ...
 
 
-class _FusedWeightGradient(types.ModuleType):
-    """Stand-in for the CUDA extension of the same job: accumulate a weight's gradient in its matrix product.
-
-    Shapes: input (tokens, in), grad_output (tokens, out), main_grad (out, in).
-    """
-
-    @staticmethod
-    def wgrad_gemm_accum_fp32(input: torch.Tensor, grad_output: torch.Tensor, main_grad: torch.Tensor) -> None:
-        accumulate_weight_gradient(main_grad, grad_output, input)
-
-
 def _linear(megatrons: Callable[..., torch.Tensor], input: torch.Tensor, weight: torch.Tensor, **rest: Any) -> Any:
     """Megatron's linear layer; where tensor parallelism has nothing to communicate, through faster products."""
     alone = not (rest.get("allreduce_dgrad") or rest.get("sequence_parallel"))
@@ -106,12 +95,14 @@ def install() -> None:
     random._get_cuda_rng_state = stand_ins["get_rng_state"]
     random._set_cuda_rng_state = stand_ins["set_rng_state"]
     layers: Any = importlib.import_module("megatron.core.tensor_parallel.layers")
-    layers.fused_weight_gradient_mlp_cuda = _FusedWeightGradient("fused_weight_gradient_mlp_cuda")
-    layers._grad_accum_fusion_available = True
     megatrons_linear = layers.linear_with_grad_accumulation_and_async_allreduce
     faster: Any = functools.partial(_linear, megatrons_linear)
     faster.warned = megatrons_linear.warned  # Megatron keeps it on the function, and finds the function by its name
     layers.linear_with_grad_accumulation_and_async_allreduce = faster
+    # Where they are installed, the optimizers and buffers of APEX and transformer-engine would want a GPU.
+    layers.HAVE_TE = False
+    optimizers: Any = importlib.import_module("megatron.core.optimizer")
+    optimizers.Adam, optimizers.USING_PYTORCH_OPTIMIZER = torch.optim.AdamW, True
     proxy = _TorchOnCpu()
     for name in _MODULES_NAMING_CUDA:
         importlib.import_module(name).torch = proxy  # type: ignore[attr-defined]

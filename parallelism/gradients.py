@@ -21,7 +21,8 @@ class GradientBucket:
     Attributes:
         index: number of the bucket on this rank, the same at every step.
         slices: (address, flat view of the gradient) of each part that this rank owns.
-        wait: blocks until the reduction inside the site is done and the views hold their values.
+        wait: orders what follows after the reduction inside the site: on a CPU it blocks, on a GPU the calling thread's
+            current stream waits, and the host does not.
     """
 
     index: int

@@ -25,7 +25,9 @@ def site_groups(
     cpu.install()
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank % torch.cuda.device_count())))
+        # Some launchers show each rank its own GPU only.
+        local_rank = int(os.environ.get("LOCAL_RANK", rank))
+        torch.cuda.set_device(0 if torch.cuda.device_count() == 1 else local_rank)
     alone = {"store": torch.distributed.HashStore()} if topology.world_size == 1 else {"init_method": init_method}
     torch.distributed.init_process_group(backend, rank=rank, world_size=topology.world_size, timeout=timeout, **alone)
     try:
@@ -36,7 +38,7 @@ def site_groups(
             virtual_pipeline_model_parallel_size=virtual,
             context_parallel_size=topology.context,
             expert_model_parallel_size=topology.expert,
-            distributed_timeout_minutes=max(1, round(timeout.total_seconds() / 60)),
+            distributed_timeout_minutes=timeout.total_seconds() / 60,
             create_gloo_process_groups=False,
         )
         yield ProcessGroupCollection.use_mpu_process_groups()

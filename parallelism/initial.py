@@ -6,7 +6,9 @@ import torch
 
 from isthmus.parallelism.slices import Piece
 
-_BLOCK_ELEMENTS = 1 << 20  # drawn at a time: bounds the memory where a rank holds some columns of a row
+# Drawn at a time. CUDA's generator deals numbers out to as many threads as the GPU holds at once, so a larger block
+# would give other weights on another model of GPU; 2^16 fits all of them.
+_BLOCK_ELEMENTS = 1 << 16
 
 
 def fill(parameter: torch.nn.Parameter, pieces: list[Piece], *, seed: int, init_std: float, num_layers: int) -> None:

@@ -7,6 +7,7 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+from megatron.core.tensor_parallel import layers as tensor_parallel_layers
 from megatron.core.transformer import ModuleSpec, TransformerConfig
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
@@ -23,6 +24,7 @@ from isthmus.parallelism.config import Fp8Recipe, ModelConfig, ParallelConfig, P
 from isthmus.parallelism.layers.activation import SwiGLU
 from isthmus.parallelism.layers.attention import RotaryAttention
 from isthmus.parallelism.layers.loss import linear_cross_entropy
+from isthmus.parallelism.layers.matmul import FusedWeightGradient
 from isthmus.parallelism.layers.norm import RMSNorm
 from isthmus.parallelism.layers.residual import get_residual_add
 from isthmus.parallelism.machine import has_transformer_engine
@@ -33,6 +35,7 @@ def transformer_config(
     model: ModelConfig, parallel: ParallelConfig, precision: Precision, fp8_recipe: Fp8Recipe, deterministic: bool
 ) -> TransformerConfig:
     """Translate to Megatron's configuration. Initial weights are isthmus' own, so Megatron's are not drawn."""
+    _bring_fused_weight_gradient()
     transformer_engine = has_transformer_engine()
     dtype = torch.float32 if precision is Precision.fp32 else torch.bfloat16
     virtual = parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None
@@ -46,6 +49,7 @@ def transformer_config(
         optional |= {
             "num_moe_experts": model.num_experts,
             "moe_router_topk": model.experts_per_token,
+            "moe_router_pre_softmax": model.experts_per_token == 1,  # else a single expert's weight would always be 1
             "moe_router_load_balancing_type": "aux_loss",
             "moe_aux_loss_coeff": model.expert_balance,
             "moe_token_dispatcher_type": "alltoall" if on_gpu else "allgather",
@@ -82,7 +86,7 @@ def transformer_config(
         # Batched point-to-point crosses "next" and "previous" when two stages are both: silently wrong gradients.
         batch_p2p_comm=False,
         overlap_p2p_comm=virtual is not None,
-        gradient_accumulation_fusion=_has_fused_weight_gradient(),
+        gradient_accumulation_fusion=True,
         bias_activation_fusion=transformer_engine,
         bias_dropout_fusion=transformer_engine,
         apply_rope_fusion=transformer_engine,
@@ -155,11 +159,12 @@ class LanguageModel(GPTModel):
         return losses.transpose(0, 1)
 
 
-def _has_fused_weight_gradient() -> bool:
-    """Return whether APEX's extension or its stand-in is there: Megatron's own output layer needs it."""
-    from megatron.core.tensor_parallel import layers
-
-    return bool(layers._grad_accum_fusion_available)
+def _bring_fused_weight_gradient() -> None:
+    """Where APEX is not installed, stand in for the extension that Megatron's own linear layers accumulate with."""
+    layers: Any = tensor_parallel_layers
+    if not layers._grad_accum_fusion_available:
+        layers.fused_weight_gradient_mlp_cuda = FusedWeightGradient
+        layers._grad_accum_fusion_available = True
 
 
 def _layer_specification(config: TransformerConfig, virtual_stage: int | None) -> Any:

@@ -76,7 +76,7 @@ def padded_vocab_size(model: ModelConfig) -> int:
 
 
 def head_dim(model: ModelConfig) -> int:
-    return model.head_dim or model.hidden_size // model.num_attention_heads
+    return model.head_dim if model.head_dim is not None else model.hidden_size // model.num_attention_heads
 
 
 def validate_model(model: ModelConfig) -> None:
@@ -96,14 +96,20 @@ def validate_model(model: ModelConfig) -> None:
             where="model.num_attention_heads",
             fix="change one of them or give model.head_dim",
         )
-    if head_dim(model) % 2:
-        raise UserError(f"head_dim {head_dim(model)} is odd", where="model", fix="rotary positions turn pairs")
+    if head_dim(model) % 2 or (model.head_dim is not None and model.head_dim < 2):
+        raise UserError(
+            f"head_dim {head_dim(model)} is not a positive even number",
+            where="model",
+            fix="rotary positions turn pairs",
+        )
     if model.num_attention_heads % model.num_query_groups:
         raise UserError(
             f"{model.num_query_groups} key/value groups do not divide {model.num_attention_heads} heads",
             where="model.num_query_groups",
             fix="choose a divisor",
         )
+    if model.expert_balance < 0:
+        raise UserError(f"is {model.expert_balance}", where="model.expert_balance", fix="0 turns it off")
     for name in ("init_std", "norm_epsilon", "rope_base"):
         if getattr(model, name) <= 0:
             raise UserError(f"is {getattr(model, name)}", where=f"model.{name}", fix="it must be positive")
@@ -180,6 +186,10 @@ def validate_device(parallel: ParallelConfig, precision: Precision, *, cuda: boo
     if precision is Precision.fp8 and not (cuda and transformer_engine):
         missing = "transformer-engine cannot be imported" if cuda else "there is no CUDA device"
         raise UserError(missing, where="train.precision=fp8", fix="use bf16 or `pip install 'isthmus[fp8]'` on a GPU")
+    if parallel.context > 1 and precision is Precision.fp32:
+        raise UserError(
+            "ring attention needs bf16 or fp8", where="train.precision=fp32", fix="use train.precision=bf16"
+        )
     if parallel.context > 1 and not (cuda and transformer_engine):
         missing = "transformer-engine cannot be imported" if cuda else "there is no CUDA device"
         raise UserError(

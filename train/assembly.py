@@ -12,7 +12,7 @@ from rich.console import Console
 
 from isthmus.config import to_yaml
 from isthmus.data.loader import MixtureLoader
-from isthmus.files import write_atomically
+from isthmus.files import write_atomically, write_json
 from isthmus.parallelism.engine import Engine
 from isthmus.parallelism.flops import count_parameters, model_flops_per_token
 from isthmus.parallelism.groups import site_groups
@@ -24,7 +24,7 @@ from isthmus.train.metrics import Metrics
 from isthmus.train.progress import ConsoleProgress
 from isthmus.train.schedules import Schedule
 from isthmus.train.stop import StopRequest
-from isthmus.train.validate import SITE, Plan, load_corpus, prepare_folder
+from isthmus.train.validate import SITE, Plan, load_corpus, only_writer, prepare_folder
 from isthmus.units import format_count
 
 
@@ -66,6 +66,10 @@ def build_run(config: Config, plan: Plan, world: World, console: Console, stop: 
     with ExitStack() as stack:
         _configure_torch(config)
         prepare_folder(plan.folder)
+        if world.rank == 0:
+            stack.enter_context(only_writer(plan.folder))
+            # An earlier attempt's outcome must not be taken for this one's, should this one die without a word.
+            write_json(plan.folder / "outcome.json", {"status": "running", "rank": 0, "process": os.getpid()})
         _log_to_file(plan, world)
         corpus = load_corpus(config, plan)
         timeout = datetime.timedelta(seconds=config.train.timeout_seconds)

@@ -1,6 +1,7 @@
 """`isthmus train` and `python -m isthmus.train`: from the command line to a finished run and an exit code."""
 
 import json
+import logging
 import os
 import sys
 import time
@@ -8,7 +9,6 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from isthmus.config import compose, load_resolved, to_yaml
@@ -35,7 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if command.print_config:
             print(to_yaml(config), end="")
             return EXIT_OK
-        plan = plan_run(config, world_size=int(os.environ.get("WORLD_SIZE", 1)))
+        plan = plan_run(
+            config,
+            world_size=int(os.environ.get("WORLD_SIZE", 1)),
+            local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+        )
         use_device(config.train.device)
         return _train(config, plan, command)
     except UserError as error:
@@ -52,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except Exception as error:
         _finish(plan, rank, "failed", EXIT_BUG, error=f"{type(error).__name__}: {error}")
+        logging.exception("the run failed")
         traceback.print_exc()
         return EXIT_BUG
 
@@ -84,9 +89,18 @@ def _train(config: Config, plan: Plan, command: Command) -> int:
 
 
 def _finish(plan: Plan | None, rank: int, status: str, code: int, **details: Any) -> None:
-    """Write outcome.json: torchrun makes every failure of a worker exit code 1, and whoever started us wants ours."""
+    """Write outcome.json: torchrun makes every failure of a worker exit code 1, and whoever started us wants ours.
+
+    It begins as "running". A run that was refused leaves another's outcome alone; and since one rank's failure makes
+    the others fail too, only the first is kept: it is the cause.
+    """
     if plan is None or (rank and status != "failed"):
         return
-    folder: Path = plan.folder
+    path = plan.folder / "outcome.json"
+    with suppress(OSError, ValueError):
+        before = json.loads(path.read_text())
+        ours = before.get("process") == os.getpid()
+        if (status == "refused" and not ours) or (status == "failed" and before["status"] != "running"):
+            return
     with suppress(OSError):
-        write_json(folder / "outcome.json", {"status": status, "exit_code": code, "rank": rank, **details})
+        write_json(path, {"status": status, "exit_code": code, "rank": rank, **details})

@@ -1,12 +1,17 @@
 """What can be checked before ranks start is checked here, so that a user reads one line and not one per rank."""
 
+import dataclasses
+import fcntl
+import math
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from isthmus.data.corpus import Corpus, build_corpus
-from isthmus.data.loader import validate_corpus
+from isthmus.config import to_plain
 from isthmus.errors import UserError
 from isthmus.parallelism.config import OptimConfig
 from isthmus.parallelism.topology import (
@@ -19,6 +24,9 @@ from isthmus.parallelism.topology import (
 )
 from isthmus.train.config import Config, Device, run_name, tokens_per_step, total_steps
 from isthmus.train.schedules import validate_schedule
+
+if TYPE_CHECKING:
+    from isthmus.data.corpus import Corpus
 
 SITE = "main"  # the only one, until there are several
 
@@ -34,18 +42,19 @@ class Plan:
     folder: Path
 
 
-def plan_run(config: Config, world_size: int) -> Plan:
-    """Check the configuration against itself, the number of ranks and this machine.
+def plan_run(config: Config, world_size: int, local_world_size: int | None = None) -> Plan:
+    """Check the configuration against itself, the number of ranks (all, and on this machine) and this machine.
 
     Raises:
         UserError: the first thing that is wrong.
     """
+    _validate_finite(config)
     _validate_train(config)
     validate_model(config.model)
     topology = build_topology(config.parallel, world_size)
     validate_layout(config.model, config.parallel, config.train.sequence_length)
     microbatches = validate_batch(topology, config.train.global_batch, config.train.micro_batch)
-    _validate_machine(config)
+    _validate_machine(config, local_world_size or world_size)
     _validate_optim(config.optim)
     steps = total_steps(config)
     total_tokens = steps * tokens_per_step(config)
@@ -54,12 +63,15 @@ def plan_run(config: Config, world_size: int) -> Plan:
     return Plan(topology, microbatches, steps, total_tokens, folder)
 
 
-def load_corpus(config: Config, plan: Plan) -> Corpus:
+def load_corpus(config: Config, plan: Plan) -> "Corpus":
     """Read and tokenise the sources, and refuse them if they cannot feed the run.
 
     Raises:
         UserError: naming the source.
     """
+    from isthmus.data.corpus import build_corpus  # late, with torch: a wrong key should not wait for it
+    from isthmus.data.loader import validate_corpus
+
     corpus = build_corpus(config.data, config.model.vocab_size)
     validate_corpus(
         corpus,
@@ -87,10 +99,39 @@ def prepare_folder(folder: Path) -> None:
         raise UserError(f"{folder} cannot be written: {reason}", where="run.dir", fix="choose another folder") from None
 
 
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Within: no other run writes to this run folder. The lock goes with the process, however that ends.
+
+    Raises:
+        UserError: another run has it.
+    """
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another run is writing to {folder}",
+                where="run.name",
+                fix="wait for it, stop it or choose another name",
+            ) from None
+        yield
+
+
 def use_device(device: Device) -> None:
     """Hide the GPUs if the CPU is asked for; must run before anything asks CUDA a question."""
     if device is Device.cpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def _validate_finite(config: Any, prefix: str = "") -> None:
+    """Refuse NaN and infinity wherever they stand: comparisons would let them through."""
+    values = to_plain(config) if dataclasses.is_dataclass(config) else config
+    for name, value in values.items():
+        if isinstance(value, dict):
+            _validate_finite(value, f"{prefix}{name}.")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"is {value}", where=f"{prefix}{name}", fix="give a finite number")
 
 
 def _validate_train(config: Config) -> None:
@@ -118,13 +159,22 @@ def _validate_train(config: Config) -> None:
         raise UserError(f"is {name!r}", where="run.name", fix="it names one folder; put the path into run.dir")
 
 
-def _validate_machine(config: Config) -> None:
+def _validate_machine(config: Config, local_ranks: int) -> None:
     use_device(config.train.device)
     import torch  # late: a wrong key should not wait for it
 
     cuda = torch.cuda.is_available()
     if config.train.device is Device.cuda and not cuda:
         raise UserError("there is no CUDA device here", where="train.device=cuda", fix="use auto or cpu")
+    if cuda and local_ranks > torch.cuda.device_count() > 1:
+        raise UserError(
+            f"{local_ranks} ranks and {torch.cuda.device_count()} GPUs on this machine",
+            where="world size",
+            fix="start one rank per GPU, or use train.device=cpu",
+        )
+    cores = os.cpu_count() or 1
+    if config.train.threads is not None and config.train.threads > cores:
+        raise UserError(f"is {config.train.threads} of {cores} cores", where="train.threads", fix="choose fewer")
     from isthmus.parallelism.machine import has_transformer_engine
 
     validate_device(config.parallel, config.train.precision, cuda=cuda, transformer_engine=has_transformer_engine())

@@ -12,7 +12,8 @@ from torch.nn import functional
 
 from isthmus.parallelism.layers.matmul import accumulate_weight_gradient, times, times_transposed
 
-_CHUNK_ELEMENTS = 1 << 22  # logits held at a time
+_CHUNK_ELEMENTS = 1 << 22  # logits held at a time, unless that were fewer rows than a matrix product needs
+_FEWEST_ROWS = {"cpu": 256, "cuda": 2048}
 
 
 def linear_cross_entropy(
@@ -35,7 +36,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         differentiate = hidden_SBH.requires_grad
         losses = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
         hidden_grad = torch.empty_like(hidden) if differentiate else None
-        rows = max(1, _CHUNK_ELEMENTS // weight.shape[0])
+        rows = max(_FEWEST_ROWS.get(hidden.device.type, 1), _CHUNK_ELEMENTS // weight.shape[0])
         for first in range(0, hidden.shape[0], rows):
             chunk = slice(first, first + rows)
             logits = times_transposed(hidden[chunk], weight)

@@ -32,6 +32,17 @@ def accumulate_weight_gradient(main_grad_NK: Tensor, grad_MN: Tensor, x_MK: Tens
         main_grad_NK.add_(grad_MN.t() @ x_MK)
 
 
+class FusedWeightGradient:
+    """Answers for APEX's extension `fused_weight_gradient_mlp_cuda`, on any device.
+
+    Shapes: input (tokens, in), grad_output (tokens, out), main_grad (out, in).
+    """
+
+    @staticmethod
+    def wgrad_gemm_accum_fp32(input: Tensor, grad_output: Tensor, main_grad: Tensor) -> None:
+        accumulate_weight_gradient(main_grad, grad_output, input)
+
+
 class Linear(torch.autograd.Function):
     """x @ weight.T whose weight gradient goes straight to `weight.main_grad`, as with Megatron's CUDA extension."""
 

@@ -140,6 +140,8 @@ def _stage_user_files(overrides: Sequence[str], folder: Path) -> tuple[list[str]
     staged: dict[str, Path] = {}
     choices = groups()
     for override in overrides:
+        if override.lstrip("+~").startswith("hydra"):
+            raise UserError("would do nothing", where=override, fix="isthmus uses Hydra to compose, not to run")
         match = re.fullmatch(r"([a-z_]+)=(.+\.ya?ml)", override)
         if match and match[1] in choices:
             group, path = match[1], Path(match[2]).expanduser()
@@ -186,6 +188,8 @@ def _explain(error: Exception, schema: type, staged: dict[str, Path]) -> UserErr
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         fix = f"did you mean '{close[0]}'?" if close else "`isthmus train --help` lists the keys"
         return UserError(f"there is no key '{name}'", where=file or "override", fix=fix)
+    if file and not full_key and "list" in f"{cause}".lower():
+        return UserError("holds a list where keys belong", where=file, fix="write KEY: VALUE lines")
     if "is not a subclass of" in f"{text} {cause}":
         return UserError(
             "an override cannot add an entry", where=full_key, fix="name it in a file, as data=my/mix.yaml"

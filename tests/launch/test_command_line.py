@@ -1,5 +1,6 @@
 """The command as a user meets it: what it refuses, in one line and with exit code 2, and how runs start and stop."""
 
+import fcntl
 import json
 import os
 import signal
@@ -40,6 +41,8 @@ REFUSED = {
     "too long a sequence": (["train.steps=1", "train.sequence_length=100000"], "training tokens"),
     "too large a batch": (["train.steps=1", "train.global_batch=1000000"], "fewer than one batch"),
     "epochs": (["train.steps=9000", "data.sources.web.max_epochs=0.5"], "are allowed"),
+    "not a number": (["train.steps=1", "optim.clip_grad_norm=nan"], "optim.clip_grad_norm: is nan"),
+    "Hydra's own keys": (["train.steps=1", "hydra.run.dir=x"], "would do nothing"),
     "option": (["--jsn"], "is no option"),
 }
 
@@ -147,6 +150,43 @@ def test_launch_starts_ranks_that_train_as_one(tmp_path: Path, shared_cache: Pat
     for left, right in zip(one, four, strict=True):
         assert (right["loss"] or 0) == pytest.approx(left["loss"] or 0, rel=1e-4)
         assert right.get("held_out_loss", {}) == pytest.approx(left.get("held_out_loss", {}), rel=1e-4)
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path, shared_cache: Path) -> None:
+    folder = tmp_path / "runs/mine/main"
+    folder.mkdir(parents=True)
+    (folder / "outcome.json").write_text('{"status": "running", "process": 1}')
+    words = ["train", *TINY_RUN, "run.name=mine", f"data.cache_dir={shared_cache}"]
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        result = isthmus_cli(*words, cwd=tmp_path)
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert "another run is writing" in result.err
+    assert json.loads((folder / "outcome.json").read_text())["process"] == 1, "the other run's outcome was overwritten"
+    assert isthmus_cli(*words, cwd=tmp_path).code == 0
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_killed_is_named_and_its_run_is_not_called_completed(tmp_path: Path, shared_cache: Path) -> None:
+    command = [sys.executable, "-m", "isthmus.launch.cli", "launch", "launch.processes=2", "train.steps=100000"]
+    process = subprocess.Popen(
+        [*command, *TINY_RUN[1:], f"data.cache_dir={shared_cache}"],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 600
+    while not any(path.stat().st_size for path in tmp_path.glob("runs/*/main/metrics.jsonl")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline, "it never made a step"
+        time.sleep(0.2)
+    (outcome,) = tmp_path.glob("runs/*/main/outcome.json")
+    os.kill(json.loads(outcome.read_text())["process"], signal.SIGKILL)
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 1
+    assert json.loads(outcome.read_text())["status"] in ("running", "failed")
+    assert err
 
 
 @pytest.mark.slow

@@ -78,7 +78,7 @@ def test_experts_count_all_or_only_the_active() -> None:
         ({"num_query_groups": 0}, "model.num_query_groups: is 0"),
         ({"vocab_size": 256}, "model.vocab_size: is 256"),
         ({"hidden_size": 130}, "4 heads do not divide hidden_size 130"),
-        ({"head_dim": 33}, "head_dim 33 is odd"),
+        ({"head_dim": 33}, "head_dim 33 is not a positive even number"),
         ({"num_query_groups": 3}, "3 key/value groups do not divide 4 heads"),
         ({"init_std": 0.0}, "model.init_std: is 0.0"),
         ({"norm_epsilon": -1e-5}, "model.norm_epsilon: is -1e-05"),
