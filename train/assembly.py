@@ -19,9 +19,10 @@ from isthmus.parallelism.groups import site_groups
 from isthmus.train.config import Config, tokens_per_step
 from isthmus.train.evaluation import held_out_losses
 from isthmus.train.hardware import peak_flops
-from isthmus.train.loop import Run, StepReport
+from isthmus.train.loop import Run
 from isthmus.train.metrics import Metrics
 from isthmus.train.progress import ConsoleProgress
+from isthmus.train.report import StepReport
 from isthmus.train.schedules import Schedule
 from isthmus.train.stop import StopRequest
 from isthmus.train.validate import SITE, Plan, load_corpus, only_writer, prepare_folder

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from isthmus.parallelism.engine import Engine, StepLoss
 from isthmus.train.parts import (
@@ -19,29 +19,7 @@ from isthmus.train.parts import (
     Stateful,
     Verdict,
 )
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """One finished step, as metrics and progress see it. Tokens count all sites; times are this rank's."""
-
-    step: int
-    tokens: int
-    loss: float
-    learning_rate: float
-    grad_norm: float
-    step_tokens: int
-    step_seconds: float
-    skipped: bool
-    mix: dict[str, int]
-
-
-class Observer(Protocol):
-    """Told about steps and evaluations; must not change the run."""
-
-    def step(self, report: StepReport, held_out: dict[str, float] | None) -> None: ...
-
-    def start(self, step: int, tokens: int, held_out: dict[str, float] | None) -> None: ...
+from isthmus.train.report import Observer, StepReport
 
 
 class Progress:

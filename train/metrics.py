@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from isthmus.train.loop import StepReport
+from isthmus.train.report import StepReport
 
 
 class Metrics:

@@ -5,7 +5,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from isthmus.train.loop import StepReport
+from isthmus.train.report import StepReport
 from isthmus.units import format_count, format_duration
 
 _SECONDS_BETWEEN_PLAIN_LINES = 5.0

@@ -9,8 +9,9 @@ import pytest
 
 from isthmus.errors import UserError
 from isthmus.parallelism.engine import StepLoss
-from isthmus.train.loop import Run, StepReport, train
+from isthmus.train.loop import Run, train
 from isthmus.train.parts import FiniteGuard, Verdict
+from isthmus.train.report import StepReport
 
 _STATEFUL = "guard+loader+progress+sync"
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from isthmus.train.loop import StepReport
 from isthmus.train.metrics import Metrics
+from isthmus.train.report import StepReport
 from isthmus.train.stop import StopRequest
 
 # DESIGN.md, "Commands": what every row of metrics.jsonl has

@@ -1,0 +1,27 @@
+"""What the loop tells metrics and progress about."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One finished step, as metrics and progress see it. Tokens count all sites; times are this rank's."""
+
+    step: int
+    tokens: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    step_tokens: int
+    step_seconds: float
+    skipped: bool
+    mix: dict[str, int]
+
+
+class Observer(Protocol):
+    """Told about steps and evaluations; must not change the run."""
+
+    def step(self, report: StepReport, held_out: dict[str, float] | None) -> None: ...
+
+    def start(self, step: int, tokens: int, held_out: dict[str, float] | None) -> None: ...
