@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from isthmus import __version__
-from isthmus.errors import EXIT_OK, EXIT_USER_ERROR
+from isthmus.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR
 
 _USAGE = """\
 isthmus VERB [overrides]
@@ -33,7 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] not in verbs:
         print(f"isthmus: there is no verb '{words[0]}'; choose one of: {', '.join(verbs)}", file=sys.stderr)
         return EXIT_USER_ERROR
-    return verbs[words[0]](words[1:])
+    try:
+        return verbs[words[0]](words[1:])
+    except KeyboardInterrupt:  # while the libraries are still loading
+        print("isthmus: interrupted before anything started", file=sys.stderr)
+        return EXIT_INTERRUPTED
 
 
 def _train(words: Sequence[str]) -> int:
