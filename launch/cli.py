@@ -1,8 +1,10 @@
 """The `isthmus` command: one verb, then options and Hydra overrides."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from types import FrameType
 
 from isthmus import __version__
 from isthmus.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR
@@ -22,6 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb and return its exit code."""
     # Before torch is loaded: OpenMP threads that spin while waiting make a run ten times slower beside a busy process.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Until a run listens for itself: an exception raised in the middle of an import can be swallowed there.
+    signal.signal(signal.SIGINT, _leave)
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         print(_USAGE, end="")
@@ -33,11 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] not in verbs:
         print(f"isthmus: there is no verb '{words[0]}'; choose one of: {', '.join(verbs)}", file=sys.stderr)
         return EXIT_USER_ERROR
-    try:
-        return verbs[words[0]](words[1:])
-    except KeyboardInterrupt:  # while the libraries are still loading
-        print("isthmus: interrupted before anything started", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    return verbs[words[0]](words[1:])
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    os.write(2, b"isthmus: interrupted before the first step\n")
+    os._exit(EXIT_INTERRUPTED)
 
 
 def _train(words: Sequence[str]) -> int:
