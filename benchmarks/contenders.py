@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional
 
 from isthmus.parallelism import cpu
-from isthmus.parallelism.config import Fp8Recipe, Precision
-from isthmus.parallelism.engine import Engine
+from isthmus.parallelism.config import Precision
+from isthmus.train.assembly import build_engine
 from isthmus.train.config import Config
 
 LEARNING_RATE = 3e-4
@@ -26,17 +26,8 @@ Step = Callable[[Batch], float]
 
 def ours(config: Config, groups: object, precision: Precision) -> Step:
     """The engine as `isthmus train` uses it."""
-    engine = Engine(
-        model=config.model,
-        parallel=config.parallel,
-        optim=config.optim,
-        groups=groups,
-        precision=precision,
-        fp8_recipe=Fp8Recipe.delayed,
-        sequence_length=config.train.sequence_length,
-        micro_batch=config.train.micro_batch,
-        seed=0,
-    )
+    config.train.precision = precision
+    engine = build_engine(config, groups)
 
     def step(batch: Batch) -> float:
         loss = engine.forward_backward([batch])

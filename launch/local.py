@@ -38,9 +38,6 @@ def main(argv: Sequence[str]) -> int:
     except UserError as error:
         print(f"isthmus: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("isthmus: interrupted before anything started", file=sys.stderr)
-        return EXIT_INTERRUPTED
     resolved = plan.folder / "config.yaml"
     write_atomically(resolved, to_yaml(config).encode())
     options = ["--json"] if command.json else []

@@ -3,11 +3,12 @@
 import datetime
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
 from rich.console import Console
 
 from isthmus.config import to_yaml
@@ -75,18 +76,7 @@ def build_run(config: Config, plan: Plan, world: World, console: Console, stop: 
         corpus = load_corpus(config, plan)
         timeout = datetime.timedelta(seconds=config.train.timeout_seconds)
         groups = stack.enter_context(site_groups(plan.topology, rank=world.rank, timeout=timeout))
-        engine = Engine(
-            model=config.model,
-            parallel=config.parallel,
-            optim=config.optim,
-            groups=groups,
-            precision=config.train.precision,
-            fp8_recipe=config.train.fp8_recipe,
-            sequence_length=config.train.sequence_length,
-            micro_batch=config.train.micro_batch,
-            seed=config.train.seed,
-            deterministic=config.train.deterministic,
-        )
+        engine = build_engine(config, groups)
         loader = MixtureLoader(
             corpus,
             sequence_length=config.train.sequence_length,
@@ -112,6 +102,22 @@ def build_run(config: Config, plan: Plan, world: World, console: Console, stop: 
             sources = list(corpus.sources)
             run.evaluate = lambda: held_out_losses(engine, held_out, sources)
         yield run
+
+
+def build_engine(config: Config, groups: ProcessGroupCollection) -> Engine:
+    """Build the engine that a configuration describes, on the process groups of this rank."""
+    return Engine(
+        model=config.model,
+        parallel=config.parallel,
+        optim=config.optim,
+        groups=groups,
+        precision=config.train.precision,
+        fp8_recipe=config.train.fp8_recipe,
+        sequence_length=config.train.sequence_length,
+        micro_batch=config.train.micro_batch,
+        seed=config.train.seed,
+        deterministic=config.train.deterministic,
+    )
 
 
 def _configure_torch(config: Config) -> None:
@@ -140,20 +146,10 @@ def _log_to_file(plan: Plan, world: World) -> None:
     logging.captureWarnings(True)
 
 
-def _by_updates(config: Config, plan: Plan) -> "_UpdatesToRate":
-    schedule = Schedule(config.schedule, peak=config.optim.learning_rate, total_tokens=plan.total_tokens)
-    return _UpdatesToRate(schedule, tokens_per_step(config))
-
-
-@dataclass(frozen=True)
-class _UpdatesToRate:
+def _by_updates(config: Config, plan: Plan) -> Callable[[int], float]:
     """The schedule is written in tokens; an update stands for a full batch of them, so that masks do not stretch it."""
-
-    schedule: Schedule
-    tokens_per_update: int
-
-    def __call__(self, updates: int) -> float:
-        return self.schedule(updates * self.tokens_per_update)
+    schedule = Schedule(config.schedule, peak=config.optim.learning_rate, total_tokens=plan.total_tokens)
+    return lambda updates: schedule(updates * tokens_per_step(config))
 
 
 def _observers(config: Config, plan: Plan, world: World, console: Console) -> Observers:

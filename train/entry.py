@@ -16,7 +16,7 @@ from isthmus.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, UserError
 from isthmus.files import write_json
 from isthmus.train.command import Command, parse, print_help
 from isthmus.train.config import Config
-from isthmus.train.validate import Plan, plan_run, use_device
+from isthmus.train.validate import Plan, plan_run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,7 +40,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             world_size=int(os.environ.get("WORLD_SIZE", 1)),
             local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
         )
-        use_device(config.train.device)
         return _train(config, plan, command)
     except UserError as error:
         _finish(plan, rank, "refused", error.exit_code, error=str(error))

@@ -36,7 +36,6 @@ class Plan:
     """What follows from a valid configuration."""
 
     topology: Topology
-    microbatches: int
     steps: int
     total_tokens: int
     folder: Path
@@ -53,14 +52,14 @@ def plan_run(config: Config, world_size: int, local_world_size: int | None = Non
     validate_model(config.model)
     topology = build_topology(config.parallel, world_size)
     validate_layout(config.model, config.parallel, config.train.sequence_length)
-    microbatches = validate_batch(topology, config.train.global_batch, config.train.micro_batch)
+    validate_batch(topology, config.train.global_batch, config.train.micro_batch)
     _validate_machine(config, local_world_size or world_size)
     _validate_optim(config.optim)
     steps = total_steps(config)
     total_tokens = steps * tokens_per_step(config)
     validate_schedule(config.schedule, total_tokens)
     folder = Path(config.run.dir).expanduser() / run_name(config) / SITE
-    return Plan(topology, microbatches, steps, total_tokens, folder)
+    return Plan(topology, steps, total_tokens, folder)
 
 
 def load_corpus(config: Config, plan: Plan) -> "Corpus":

@@ -5,11 +5,12 @@ import datetime
 import numpy as np
 import pytest
 import torch
-from support.engines import build_engine, compose_nano, rank_batches, snapshot, topology_of
+from support.engines import compose_nano, rank_batches, snapshot, topology_of
 from support.ranks import RankWorld, run_ranks
 
 from isthmus.parallelism.gradients import GradientBucket
 from isthmus.parallelism.groups import site_groups
+from isthmus.train.assembly import build_engine
 
 TIMEOUT = datetime.timedelta(seconds=300)
 

@@ -5,12 +5,13 @@ import datetime
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from support.engines import assemble, build_engine, compose_nano, rank_batches, snapshot, topology_of
+from support.engines import assemble, compose_nano, rank_batches, snapshot, topology_of
 from support.ranks import RankWorld, run_ranks
 
 from isthmus.parallelism.config import ModelConfig
 from isthmus.parallelism.groups import site_groups
 from isthmus.parallelism.topology import head_dim, padded_vocab_size
+from isthmus.train.assembly import build_engine
 
 pytest.importorskip("transformers", reason="the reference comes with the test extra")
 

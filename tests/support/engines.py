@@ -8,10 +8,11 @@ import torch
 from numpy.typing import NDArray
 
 from isthmus.config import compose
-from isthmus.parallelism.engine import Engine, OwnedSlice
+from isthmus.parallelism.engine import OwnedSlice
 from isthmus.parallelism.groups import site_groups
 from isthmus.parallelism.slices import Slice
 from isthmus.parallelism.topology import Topology, build_topology, validate_batch, validate_layout, validate_model
+from isthmus.train.assembly import build_engine
 from isthmus.train.config import Config
 from support.ranks import RankWorld
 
@@ -46,20 +47,6 @@ def compose_nano(*overrides: str) -> Config:
         "parallel.bucket_parameters=100000",
     ]
     return compose(Config, "train", [*common, *overrides])
-
-
-def build_engine(config: Config, groups: object) -> Engine:
-    return Engine(
-        model=config.model,
-        parallel=config.parallel,
-        optim=config.optim,
-        groups=groups,
-        precision=config.train.precision,
-        fp8_recipe=config.train.fp8_recipe,
-        sequence_length=config.train.sequence_length,
-        micro_batch=config.train.micro_batch,
-        seed=config.train.seed,
-    )
 
 
 def topology_of(config: Config, world: RankWorld) -> Topology:
