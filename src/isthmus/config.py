@@ -103,9 +103,29 @@ def to_yaml(config: Any) -> str:
 
 
 def fingerprint(config: Any, *, without: Sequence[str] = ()) -> str:
-    """Return 8 hex digits that depend on the composed values only (never on time, paths of this code or key order)."""
-    plain = {name: value for name, value in to_plain(config).items() if name not in without}
+    """Return 8 hex digits that depend on the composed values only (never on time, paths of this code or key order).
+
+    `without` names what is left out: whole sections, or dotted keys.
+    """
+    plain = to_plain(config)
+    for name in without:
+        section, _, entry = name.partition(".")
+        if entry:
+            plain[section].pop(entry)
+        else:
+            plain.pop(section)
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def flat(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values under dotted keys."""
+    found: dict[str, Any] = {}
+    for name, value in plain.items():
+        if isinstance(value, dict) and value:
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value
+    return found
 
 
 def keys_of(schema: type, prefix: str = "") -> Iterator[tuple[str, str, str]]:

@@ -3,6 +3,7 @@
 EXIT_OK = 0
 EXIT_BUG = 1
 EXIT_USER_ERROR = 2
+EXIT_SITE_LOST = 75  # another site or a link failed: try again (EX_TEMPFAIL of sysexits.h)
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, the shell's convention
 
 

@@ -9,6 +9,14 @@ def format_count(number: float) -> str:
     return f"{number:.3g}"
 
 
+def format_bytes(number: float) -> str:
+    """1234567 -> '1.23 MB': three significant digits and a decimal (SI) unit."""
+    for size, unit in ((1e15, "PB"), (1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if abs(number) >= size * 0.9995:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.3g} B"
+
+
 def format_duration(seconds: float) -> str:
     """3725 -> '1h02m': the two largest units that are not zero."""
     total = round(seconds)
