@@ -171,6 +171,28 @@ class Engine:
             for where, first, last in slices_of(self._pieces[parameter], start, stop):
                 yield OwnedSlice(where, flat_main[first - start : last - start], flat_gradient[first:last])
 
+    @torch.no_grad()
+    def publish_parameters(self) -> None:
+        """Hand main parameters that were changed from outside the optimizer to the model, on every rank of the site."""
+        self.optimizer.publish_parameters()
+
+    @property
+    def rank(self) -> int:
+        """This rank's number in the site."""
+        return torch.distributed.get_rank()
+
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        """Return the sum of a tensor over the ranks of the site."""
+        values = values.to(self.device)
+        torch.distributed.all_reduce(values)
+        return values
+
+    def max_over_ranks(self, value: float) -> float:
+        """Return the largest of the ranks' values."""
+        largest = torch.tensor(value, dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX)
+        return float(largest.item())
+
     def any_rank(self, flag: bool) -> bool:
         """Return whether the flag is set on any rank of the site: how ranks agree on a decision."""
         vote = torch.tensor(float(flag), device=self.device)

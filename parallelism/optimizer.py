@@ -27,6 +27,7 @@ class ShardedAdamW:
         overlap: bool,
     ) -> None:
         self.clip_grad_norm = optim.clip_grad_norm
+        self._chunks, self._sharded = chunks, sharded
         with cpu.construction():
             self.megatron = get_megatron_optimizer(
                 OptimizerConfig(
@@ -96,6 +97,21 @@ class ShardedAdamW:
     def zero_grad(self) -> None:
         """Forget the gradients."""
         self.megatron.zero_grad()
+
+    @torch.no_grad()
+    def publish_parameters(self) -> None:
+        """Copy this rank's main parameters into the model's, and gather those of the site's other ranks."""
+        for part in self.parts():
+            if hasattr(part, "_copy_main_params_to_model_params"):
+                part._copy_main_params_to_model_params()
+        if self._sharded:
+            for chunk in self._chunks:
+                for group in (*chunk.bucket_groups, *chunk.expert_parallel_bucket_groups):
+                    # A gather that is under way has read the old values; with it outstanding, Megatron would only wait.
+                    if group.param_gather_handle is not None:
+                        group.param_gather_handle.wait()
+                        group.param_gather_handle = None
+                    group.start_param_sync(force_sync=True)
 
     def main_parameters(self) -> Iterator[tuple[torch.nn.Parameter, Tensor, int, int]]:
         """Yield (model parameter, fp32 main tensor, start, stop) for what this rank owns.

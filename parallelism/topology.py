@@ -199,8 +199,8 @@ def validate_device(parallel: ParallelConfig, precision: Precision, *, cuda: boo
         )
 
 
-def validate_batch(topology: Topology, global_batch: int, micro_batch: int) -> int:
-    """Return the microbatches per step and data-parallel rank.
+def validate_batch(topology: Topology, global_batch: int, micro_batch: int, *, sites: int = 1) -> int:
+    """Return the microbatches per step and data-parallel rank, of as many sites with this topology.
 
     Raises:
         UserError: the global batch does not divide, or an interleaved pipeline gets a number that it cannot schedule.
@@ -208,10 +208,11 @@ def validate_batch(topology: Topology, global_batch: int, micro_batch: int) -> i
     for name, size in (("global_batch", global_batch), ("micro_batch", micro_batch)):
         if size < 1:
             raise UserError(f"is {size}", where=f"train.{name}", fix="it starts at 1")
-    per_pass = micro_batch * topology.data
+    per_pass = micro_batch * topology.data * sites
     if global_batch % per_pass:
+        of_sites = f" x {sites} sites" if sites > 1 else ""
         raise UserError(
-            f"micro_batch {micro_batch} x data-parallel size {topology.data} = {per_pass} does not divide it",
+            f"micro_batch {micro_batch} x data-parallel size {topology.data}{of_sites} = {per_pass} does not divide it",
             where=f"train.global_batch={global_batch}",
             fix="change one of them",
         )
