@@ -1,0 +1,62 @@
+"""The lane: what a rank needs of the channel to the ranks of its number in the other sites."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from typing_extensions import Buffer
+
+
+class LaneError(Exception):
+    """Another site cannot be reached any more, or is silent.
+
+    Args:
+        site: its name.
+        lane: number of the rank whose lane it is.
+        what: what happened.
+    """
+
+    def __init__(self, site: str, lane: int, what: str) -> None:
+        self.site, self.lane = site, lane
+        super().__init__(f"lane {lane} to site {site}: {what}")
+
+
+class Exchange(Protocol):
+    """Messages on their way."""
+
+    def done(self) -> bool: ...
+
+    def wait(self) -> dict[int, memoryview]:
+        """Return what each other site sent under the same tag.
+
+        Raises:
+            LaneError: a site has gone, or nothing has come from it for the lane's deadline.
+        """
+        ...
+
+
+class Lane(Protocol):
+    """Carries messages between the ranks of one number in all sites."""
+
+    @property
+    def site(self) -> int:
+        """This site's place among `names`."""
+
+    @property
+    def names(self) -> Sequence[str]: ...
+
+    @property
+    def bytes_sent(self) -> int:
+        """Counted at the socket, headers of chunks included."""
+
+    @property
+    def bytes_received(self) -> int: ...
+
+    def exchange(self, tag: int, payloads: Mapping[int, Buffer]) -> Exchange:
+        """Send each payload to its site, and expect one message of the same tag (64 bits, used once) from each.
+
+        Several exchanges may be under way, begun by the sites in any order. A payload must not be changed before
+        `wait` has returned.
+        """
+        ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,259 @@
+"""Local sync: sites train on their own and send, in turn, how far each fragment of the model has moved.
+
+With H inner steps between two rounds of a fragment (arXiv 2501.18512, algorithm 2, and 2311.08105, algorithm 1):
+
+    at its step t        delta   = outer - inner                     of each site, of this rank's fp32 slices only
+    over the link        mean    = the mean of delta over the sites
+    at step t + tau      m       = momentum m + mean
+                         outer   = outer - lr (mean + momentum m)    Nesterov, as in torch.optim.SGD
+                         inner   = merge inner + (1 - merge) outer
+
+Outer parameters and momentum are kept by the rank that owns the slice, like the inner optimizer's state.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from isthmus.parallelism.config import ModelConfig
+from isthmus.parallelism.engine import Engine, OwnedSlice, StepLoss
+from isthmus.parallelism.sites.allreduce import AllReduce, Couriers
+from isthmus.parallelism.sites.blocks import BlockLayout
+from isthmus.parallelism.sites.fragments import due_fragment, fragment_of
+from isthmus.parallelism.sites.lane import Lane
+from isthmus.parallelism.sites.sync import TAGS_PER_ROUND, LaneUser
+from isthmus.parallelism.sites.wire import Codec
+
+
+@dataclass(frozen=True, kw_only=True)
+class OuterRule:
+    """H, P, tau, alpha and the outer optimizer."""
+
+    every: int
+    fragments: int
+    overlap_steps: int
+    merge: float
+    learning_rate: float
+    momentum: float
+
+
+@dataclass
+class _Fragment:
+    """This rank's part of one fragment, slice by slice; `inner` are the engine's own main parameters."""
+
+    owned: list[OwnedSlice]
+    inner: list[Tensor]
+    outer: list[Tensor]
+    momentum: list[Tensor]
+    layout: BlockLayout
+    reduction: AllReduce
+    sent_at: int | None = None
+    finished: "Future[bool] | None" = None
+    delta: list[Tensor] = field(default_factory=list)
+
+
+class LocalSync:
+    """Averages parameters over sites, a fragment at a time.
+
+    Args:
+        lane: to the ranks of the same number in the other sites.
+        codec: how pseudo-gradients are written; a lossy one gets error feedback with `error_decay`.
+        verify_every: rounds between comparisons of the outer parameters; 0 for never.
+        threads: of each tensor operation of the couriers.
+    """
+
+    def __init__(
+        self,
+        lane: Lane,
+        codec: Codec,
+        rule: OuterRule,
+        model: ModelConfig,
+        *,
+        error_decay: float,
+        verify_every: int,
+        threads: int,
+    ) -> None:
+        self._user = LaneUser(lane)
+        self._lane, self._codec, self.rule, self._model = lane, codec, rule, model
+        self._decay, self._verify_every = error_decay, verify_every
+        self._couriers = Couriers(threads)
+        self._fragments: list[_Fragment | None] = []
+        self.failed_rounds = 0  # rounds that no site applied, because a number was not finite
+
+    def attach(self, engine: Engine) -> None:
+        """Take the parameters as they are for the outer ones."""
+        self._engine = engine
+        owned = list(engine.owned())
+        count = self.rule.fragments
+        for number in range(count):
+            mine = [entry for entry in owned if fragment_of(entry.slice.name, self._model, count) == number]
+            # With many pipeline stages or data ranks, a rank may own nothing of a fragment, in every site alike.
+            self._fragments.append(self._fragment(mine) if mine else None)
+
+    def begin(self, step: int) -> None:
+        """Prove that all sites start from the same step and the same outer parameters.
+
+        Raises:
+            UserError: they do not.
+        """
+        if step == 0:
+            for fragment in self._present():
+                torch._foreach_copy_(fragment.outer, fragment.inner)
+        self._user.compare(self._outer_state(), f"at the start, after step {step}", self._engine.rank)
+
+    def reduce(self, step: int, loss: StepLoss) -> StepLoss:
+        """Gradients stay inside the site."""
+        return loss
+
+    def after_step(self, step: int, *, last: bool) -> None:
+        """Send what is due, apply what has had its time; at the last step, apply everything that is under way.
+
+        Raises:
+            LaneError: another site cannot be reached.
+            UserError: the sites' outer parameters differ.
+        """
+        number = due_fragment(step, self.rule.every, self.rule.fragments)
+        if number is not None:
+            if (fragment := self._fragments[number]) is not None:
+                self._send(fragment, number, step)
+            self._user.rounds += 1
+        for fragment in self._present():
+            if fragment.sent_at is not None and (step >= fragment.sent_at + self.rule.overlap_steps or last):
+                self._apply(fragment)
+        # Ranks that own nothing of a fragment must join in publishing it.
+        if self._arrives(step) or last:
+            self._engine.publish_parameters()
+        verify = self._verify_every and number is not None and self._user.rounds % self._verify_every == 0
+        if verify or (last and self._verify_every):
+            self._user.compare(self._outer_state(), f"after round {self._user.rounds}, step {step}", self._engine.rank)
+
+    def discard(self, step: int, *, last: bool) -> None:
+        """A site that skips a batch takes no inner step; the rounds go on by the number of the step."""
+        self.after_step(step, last=last)
+
+    def tokens_of_all_sites(self, loss: StepLoss) -> int:
+        """Every site reads the same share of the batch; masks that differ are not counted over the link."""
+        return loss.tokens * len(self._lane.names)
+
+    @contextmanager
+    def outer_parameters(self) -> Iterator[None]:
+        """Within: the model has the outer parameters, which are what is evaluated and exported."""
+        inner = [[view.clone() for view in fragment.inner] for fragment in self._present()]
+        for fragment in self._present():
+            torch._foreach_copy_(fragment.inner, fragment.outer)
+        self._engine.publish_parameters()
+        try:
+            yield
+        finally:
+            for fragment, saved in zip(self._present(), inner, strict=True):
+                torch._foreach_copy_(fragment.inner, saved)
+            self._engine.publish_parameters()
+
+    def report(self) -> dict[str, float]:
+        return self._user.report(self._engine)
+
+    def close(self) -> None:
+        self._couriers.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Only between rounds: what is under way is not yet part of it."""
+        return {
+            "rounds": self._user.rounds,
+            "fragments": [
+                None
+                if fragment is None
+                else {
+                    "outer": fragment.outer,
+                    "momentum": fragment.momentum,
+                    "reduction": fragment.reduction.state_dict(),
+                }
+                for fragment in self._fragments
+            ],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._user.rounds = state["rounds"]
+        for fragment, saved in zip(self._fragments, state["fragments"], strict=True):
+            if fragment is not None:
+                torch._foreach_copy_(fragment.outer, saved["outer"])
+                torch._foreach_copy_(fragment.momentum, saved["momentum"])
+                fragment.reduction.load_state_dict(saved["reduction"])
+
+    def _fragment(self, owned: list[OwnedSlice]) -> _Fragment:
+        inner = [entry.parameter for entry in owned]
+        layout = BlockLayout([entry.slice.numel for entry in owned], self._codec.block)
+        values_NB = layout.buffer(inner[0].device)
+        reduction = AllReduce(
+            self._lane,
+            self._couriers,
+            self._codec,
+            values_NB,
+            parts=layout.split(len(self._lane.names)),
+            decay=self._decay,
+        )
+        return _Fragment(
+            owned=owned,
+            inner=inner,
+            outer=[view.clone() for view in inner],
+            momentum=[torch.zeros_like(view) for view in inner],
+            layout=layout,
+            reduction=reduction,
+            delta=[torch.empty_like(view) for view in inner],
+        )
+
+    def _present(self) -> list[_Fragment]:
+        return [fragment for fragment in self._fragments if fragment is not None]
+
+    @torch.no_grad()
+    def _send(self, fragment: _Fragment, number: int, step: int) -> None:
+        assert fragment.finished is None, "a fragment leaves only after it was applied: tau < H"
+        torch._foreach_copy_(fragment.delta, fragment.outer)
+        torch._foreach_sub_(fragment.delta, fragment.inner)
+        fragment.sent_at = step
+        tag = step * TAGS_PER_ROUND + 2 * number
+        fragment.finished = fragment.reduction.start(
+            tag, lambda: fragment.layout.pack(fragment.delta, fragment.reduction.values_NB)
+        )
+
+    @torch.no_grad()
+    def _apply(self, fragment: _Fragment) -> None:
+        assert fragment.finished is not None
+        with self._user.exposed():
+            finite = fragment.finished.result()
+        fragment.finished, fragment.sent_at = None, None
+        if not finite:
+            # Every site sees the same flag: all keep the old values.
+            fragment.reduction.revert()
+            self.failed_rounds += 1
+            return
+        fragment.reduction.commit()
+        fragment.layout.unpack(fragment.reduction.values_NB, fragment.delta)
+        torch._foreach_div_(fragment.delta, float(len(self._lane.names)))
+        momentum, rate = self.rule.momentum, self.rule.learning_rate
+        if momentum:
+            torch._foreach_mul_(fragment.momentum, momentum)
+            torch._foreach_add_(fragment.momentum, fragment.delta)
+            torch._foreach_add_(fragment.delta, fragment.momentum, alpha=momentum)
+        torch._foreach_add_(fragment.outer, fragment.delta, alpha=-rate)
+        # torch._foreach_lerp_ would round outer - inner where merge is 0: a site must then hold the outer bits.
+        if self.rule.merge:
+            torch._foreach_lerp_(fragment.inner, fragment.outer, 1.0 - self.rule.merge)
+        else:
+            torch._foreach_copy_(fragment.inner, fragment.outer)
+
+    def _arrives(self, step: int) -> bool:
+        sent = step - self.rule.overlap_steps
+        return sent > 0 and due_fragment(sent, self.rule.every, self.rule.fragments) is not None
+
+    def _outer_state(self) -> list[tuple[Any, Tensor]]:
+        return [
+            (entry.slice, values)
+            for fragment in self._present()
+            for tensors in (fragment.outer, fragment.momentum)
+            for entry, values in zip(fragment.owned, tensors, strict=True)
+        ]

@@ -1,0 +1,257 @@
+"""A lane over TCP: several connections to each other site, chunks of messages spread over them.
+
+Gloo was tried first. It cannot be told its ports or its socket buffers, knows no secret, and one connection of it
+leaves a long link half empty; so the lane brings its own sockets, and counts its bytes where they leave.
+"""
+
+import socket
+import struct
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+
+from typing_extensions import Buffer
+
+from isthmus.parallelism.sites.dialing import Address, Listener, Party, dial
+from isthmus.parallelism.sites.lane import LaneError
+
+_CHUNK = struct.Struct("<QQQI")  # tag, length of the message, offset of the chunk, length of the chunk
+_LARGEST_MESSAGE = 1 << 36
+_RECEIVE_BYTES = 1 << 18
+_JOIN_SECONDS = 5.0
+
+
+class _Message:
+    """A message that comes in, in chunks of any order."""
+
+    def __init__(self, total: int) -> None:
+        self.content = memoryview(bytearray(total))
+        self.missing = total
+        self.complete = total == 0
+
+
+class _Peer:
+    """All connections to one other site. Everything is guarded by the lane's condition."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.outbox: deque[tuple[int, memoryview, int]] = deque()  # (tag, message, offset of its next chunk)
+        self.unsent: dict[int, int] = {}  # tag -> bytes not yet handed to the kernel
+        self.inbox: dict[int, _Message] = {}
+        self.failure: str | None = None
+        self.received_at = time.monotonic()
+        self.sent_at = time.monotonic()
+
+
+class _Exchange:
+    def __init__(self, lane: "TcpLane", tag: int, peers: Sequence[int]) -> None:
+        self._lane, self._tag, self._peers = lane, tag, peers
+        self._result: dict[int, memoryview] | None = None
+
+    def done(self) -> bool:
+        with self._lane.changed:
+            return self._result is not None or all(self._lane.is_complete(peer, self._tag) for peer in self._peers)
+
+    def wait(self) -> dict[int, memoryview]:
+        if self._result is None:
+            self._result = {peer: self._lane.take(peer, self._tag) for peer in self._peers}
+        return self._result
+
+
+class TcpLane:
+    """See `Lane`; `hellos` holds what each other site said of itself."""
+
+    def __init__(
+        self,
+        party: Party,
+        connections: dict[int, dict[int, tuple[socket.socket, bytes]]],
+        *,
+        deadline_seconds: float,
+        chunk_bytes: int,
+    ) -> None:
+        self.site, self.names, self.lane = party.site, party.names, party.lane
+        self.hellos = {site: streams[0][1] for site, streams in connections.items()}
+        self.changed = threading.Condition()
+        self._deadline, self._chunk_bytes = deadline_seconds, chunk_bytes
+        self._peers = {site: _Peer(party.names[site]) for site in connections}
+        self._sockets = [connection for streams in connections.values() for connection, _ in streams.values()]
+        self._sent = self._received = 0
+        self._closed = False
+        self._threads = [
+            threading.Thread(
+                target=work, args=(self._peers[site], connection), daemon=True, name=f"isthmus-lane-{site}"
+            )
+            for site, streams in connections.items()
+            for connection, _ in streams.values()
+            for work in (self._send_chunks, self._receive_chunks)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def bytes_sent(self) -> int:
+        return self._sent
+
+    @property
+    def bytes_received(self) -> int:
+        return self._received
+
+    def exchange(self, tag: int, payloads: Mapping[int, Buffer]) -> _Exchange:
+        with self.changed:
+            for site, payload in payloads.items():
+                peer, view = self._peers[site], memoryview(payload).cast("B")
+                if not peer.unsent:
+                    peer.sent_at = time.monotonic()
+                peer.unsent[tag] = max(len(view), 1)
+                peer.outbox.append((tag, view, 0))
+            self.changed.notify_all()
+        return _Exchange(self, tag, list(payloads))
+
+    def is_complete(self, site: int, tag: int) -> bool:
+        message = self._peers[site].inbox.get(tag)
+        return message is not None and message.complete
+
+    def take(self, site: int, tag: int) -> memoryview:
+        """Wait until a message has come and ours of the same tag has left; hand it out.
+
+        Raises:
+            LaneError: the site has gone, or nothing has moved for the lane's deadline.
+        """
+        peer, began = self._peers[site], time.monotonic()
+        with self.changed:
+            while not (self.is_complete(site, tag) and tag not in peer.unsent):
+                if peer.failure is not None:
+                    raise LaneError(peer.name, self.lane, peer.failure)
+                if self._closed:
+                    raise LaneError(peer.name, self.lane, "the lane was closed")
+                receiving = not self.is_complete(site, tag)
+                moved = max(began, peer.received_at if receiving else peer.sent_at)
+                left = moved + self._deadline - time.monotonic()
+                if left <= 0:
+                    direction = "come" if receiving else "been taken"
+                    peer.failure = f"nothing has {direction} for {self._deadline:g} s"
+                    continue
+                self.changed.wait(left)
+            return peer.inbox.pop(tag).content
+
+    def close(self) -> None:
+        """Let what was handed over leave, then close all connections; takes seconds at most."""
+        with self.changed:
+            until = time.monotonic() + _JOIN_SECONDS
+            while any(peer.unsent and peer.failure is None for peer in self._peers.values()):
+                if not self.changed.wait(until - time.monotonic()):
+                    break
+            self._closed = True
+            self.changed.notify_all()
+        for connection in self._sockets:
+            try:
+                connection.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                continue  # it is gone already
+        for thread in self._threads:
+            thread.join(_JOIN_SECONDS)
+        for connection in self._sockets:
+            connection.close()
+
+    def _send_chunks(self, peer: _Peer, connection: socket.socket) -> None:
+        """Take chunk after chunk of what waits for the peer: a slow connection simply takes fewer."""
+        try:
+            while (chunk := self._next_chunk(peer)) is not None:
+                tag, message, offset, part = chunk
+                header = _CHUNK.pack(tag, len(message), offset, len(part))
+                _send_all(connection, header, part)
+                with self.changed:
+                    peer.sent_at = time.monotonic()
+                    self._sent += len(header) + len(part)
+                    peer.unsent[tag] -= max(len(part), 1)
+                    if not peer.unsent[tag]:
+                        del peer.unsent[tag]
+                        self.changed.notify_all()
+        except OSError as error:
+            self._fail(peer, f"the connection broke: {error.strerror or error}")
+
+    def _next_chunk(self, peer: _Peer) -> tuple[int, memoryview, int, memoryview] | None:
+        with self.changed:
+            while not peer.outbox:
+                if self._closed or peer.failure is not None:
+                    return None
+                self.changed.wait()
+            tag, message, offset = peer.outbox.popleft()
+            end = min(offset + self._chunk_bytes, len(message))
+            if end < len(message):
+                peer.outbox.appendleft((tag, message, end))
+            return tag, message, offset, message[offset:end]
+
+    def _receive_chunks(self, peer: _Peer, connection: socket.socket) -> None:
+        header = memoryview(bytearray(_CHUNK.size))
+        try:
+            while self._fill(peer, connection, header):
+                tag, total, offset, length = _CHUNK.unpack(header)
+                if total > _LARGEST_MESSAGE or offset + length > total:
+                    self._fail(peer, "what came makes no sense")
+                    return
+                with self.changed:
+                    message = peer.inbox.setdefault(tag, _Message(total))
+                target = message.content[offset : offset + length]
+                if len(message.content) != total or not self._fill(peer, connection, target):
+                    break
+                with self.changed:
+                    message.missing -= length
+                    if not message.missing:
+                        message.complete = True
+                        self.changed.notify_all()
+            self._fail(peer, "the connection was closed by the other side")
+        except OSError as error:
+            self._fail(peer, f"the connection broke: {error.strerror or error}")
+
+    def _fill(self, peer: _Peer, connection: socket.socket, target: memoryview) -> bool:
+        """Receive exactly so many bytes; return False if the other side has closed."""
+        filled = 0
+        while filled < len(target):
+            count = connection.recv_into(target[filled : filled + _RECEIVE_BYTES])
+            if not count:
+                return False
+            filled += count
+            with self.changed:
+                peer.received_at = time.monotonic()
+                self._received += count
+        return True
+
+    def _fail(self, peer: _Peer, what: str) -> None:
+        with self.changed:
+            peer.failure = peer.failure or what
+            self.changed.notify_all()
+
+
+def connect(
+    listener: Listener,
+    party: Party,
+    addresses: Mapping[int, Address],
+    *,
+    deadline_seconds: float,
+    chunk_bytes: int,
+    wait_seconds: float,
+) -> TcpLane:
+    """Connect to the ranks of this lane in all other sites.
+
+    Args:
+        addresses: where each other site's rank listens.
+        deadline_seconds: a wait fails when nothing has moved for so long.
+        chunk_bytes: size of the pieces that are spread over the connections.
+
+    Raises:
+        UserError: a site has another secret.
+        LaneError: a site cannot be reached within `wait_seconds`.
+    """
+    connections = dial(listener, party, addresses, wait_seconds)
+    return TcpLane(party, connections, deadline_seconds=deadline_seconds, chunk_bytes=chunk_bytes)
+
+
+def _send_all(connection: socket.socket, header: bytes, part: memoryview) -> None:
+    sent = connection.sendmsg([header, part])
+    if sent < len(header):
+        connection.sendall(header[sent:])
+        sent = len(header)
+    if (rest := part[sent - len(header) :]).nbytes:
+        connection.sendall(rest)
