@@ -24,7 +24,12 @@ class Microbatch:
 
 
 class MixtureLoader:
-    """Serves the samples of one data-parallel rank, step by step; its state is the number of samples served to all."""
+    """Serves the samples of one data-parallel rank, step by step; its state is the number of samples served to all.
+
+    Args:
+        data_rank: number of this rank among the data-parallel ranks of all sites.
+        data_size: how many these are.
+    """
 
     def __init__(
         self,
@@ -58,17 +63,17 @@ class MixtureLoader:
         """Return how many samples each source has given so far, over all ranks."""
         return self.order.counts(0, self._samples)
 
-    def held_out(self, samples_per_source: int, *, multiple: int) -> list[Microbatch]:
-        """Return this rank's part of the held-out windows, evenly spread over each source, always the same ones.
+    def held_out(self, samples_per_source: int, *, multiple: int, part: int, parts: int) -> list[Microbatch]:
+        """Return one of several parts of the held-out windows, evenly spread over each source, always the same ones.
 
-        The number of microbatches is a multiple of `multiple` and equal on every rank; padding has mask 0.
+        The number of microbatches is a multiple of `multiple` and equal for every part; padding has mask 0.
         """
         windows: list[tuple[str, int]] = []
         for name, count in window_counts(self._held_out, self._sequence_length).items():
             taken = min(samples_per_source, count)
             windows += [(name, index * count // taken) for index in range(taken)]
-        mine: list[tuple[str, int] | None] = list(windows[self._data_rank :: self._data_size])
-        per_rank = -(-len(windows) // self._data_size)
+        mine: list[tuple[str, int] | None] = list(windows[part::parts])
+        per_rank = -(-len(windows) // parts)
         batches = -(-per_rank // self._micro_batch)
         batches = -(-batches // multiple) * multiple
         mine += [None] * (batches * self._micro_batch - len(mine))

@@ -17,7 +17,7 @@ from isthmus.files import write_atomically, write_json
 from isthmus.parallelism.engine import Engine
 from isthmus.parallelism.flops import count_parameters, model_flops_per_token
 from isthmus.parallelism.groups import site_groups
-from isthmus.train.config import Config, tokens_per_step
+from isthmus.train.config import Config, site_name, tokens_per_step
 from isthmus.train.evaluation import held_out_losses
 from isthmus.train.hardware import peak_flops
 from isthmus.train.loop import Run
@@ -25,8 +25,9 @@ from isthmus.train.metrics import Metrics
 from isthmus.train.progress import ConsoleProgress
 from isthmus.train.report import StepReport
 from isthmus.train.schedules import Schedule
+from isthmus.train.sites import join_sites
 from isthmus.train.stop import StopRequest
-from isthmus.train.validate import SITE, Plan, load_corpus, only_writer, prepare_folder
+from isthmus.train.validate import Plan, load_corpus, only_writer, prepare_folder
 from isthmus.units import format_count
 
 
@@ -74,6 +75,8 @@ def build_run(config: Config, plan: Plan, world: World, console: Console, stop: 
             write_json(plan.folder / "outcome.json", {"status": "running", "rank": 0, "process": os.getpid()})
         _log_to_file(plan, world)
         corpus = load_corpus(config, plan)
+        tell = (lambda line: console.print(line, highlight=False)) if world.rank == 0 else logging.info
+        sync = stack.enter_context(join_sites(config, plan, world.rank, world.size, tell))
         timeout = datetime.timedelta(seconds=config.train.timeout_seconds)
         groups = stack.enter_context(site_groups(plan.topology, rank=world.rank, timeout=timeout))
         engine = build_engine(config, groups)
@@ -82,8 +85,8 @@ def build_run(config: Config, plan: Plan, world: World, console: Console, stop: 
             sequence_length=config.train.sequence_length,
             global_batch=config.train.global_batch,
             micro_batch=config.train.micro_batch,
-            data_rank=plan.topology.data_rank(world.rank),
-            data_size=plan.topology.data,
+            data_rank=plan.site * plan.topology.data + plan.topology.data_rank(world.rank),
+            data_size=plan.sites * plan.topology.data,
             seed=config.train.seed,
         )
         observers = _observers(config, plan, world, console)
@@ -96,9 +99,16 @@ def build_run(config: Config, plan: Plan, world: World, console: Console, stop: 
             observer=observers,
             evaluate_every=config.eval.every_steps,
             stop_requested=stop,
+            sync=sync,
         )
         if config.eval.every_steps:
-            held_out = loader.held_out(config.eval.samples, multiple=plan.topology.pipeline)
+            held_out = loader.held_out(
+                config.eval.samples,
+                multiple=plan.topology.pipeline,
+                # Each site evaluates on all of it: the figures are the same, and none has to wait for another.
+                part=plan.topology.data_rank(world.rank),
+                parts=plan.topology.data,
+            )
             sources = list(corpus.sources)
             run.evaluate = lambda: held_out_losses(engine, held_out, sources)
         yield run
@@ -159,17 +169,18 @@ def _observers(config: Config, plan: Plan, world: World, console: Console) -> Ob
     peak = config.log.peak_tflops * 1e12 if config.log.peak_tflops else peak_flops(config.train.precision)
     metrics = Metrics(
         plan.folder,
-        site=SITE,
+        site=site_name(config),
         flops_per_token=model_flops_per_token(config.model, config.train.sequence_length),
-        peak_flops=peak * world.size if peak else None,
+        peak_flops=peak * world.size * plan.sites if peak else None,
         every_steps=config.log.every_steps,
         tensorboard=config.log.tensorboard,
     )
     topology = plan.topology
+    of_sites = f"{config.sync.kind.name} sync of {plan.sites} sites, each " if plan.sites > 1 else ""
     console.print(
         f"{config.model.name}: {format_count(count_parameters(config.model))} parameters, "
         f"{format_count(plan.total_tokens)} tokens in {plan.steps} steps, "
-        f"TP {topology.tensor} x PP {topology.pipeline} x CP {topology.context} x DP {topology.data}, "
+        f"{of_sites}TP {topology.tensor} x PP {topology.pipeline} x CP {topology.context} x DP {topology.data}, "
         f"{config.train.precision.name} on {'cuda' if torch.cuda.is_available() else 'cpu'}",
         highlight=False,
     )

@@ -37,7 +37,7 @@ def parse(argv: Sequence[str]) -> Command:
     """Sort the words of a command line.
 
     Raises:
-        UserError: an unknown option, or --config without a file or beside overrides.
+        UserError: an unknown option, or --config without a file.
     """
     command = Command()
     words = iter(argv)
@@ -55,16 +55,14 @@ def parse(argv: Sequence[str]) -> Command:
             raise UserError("is no option", where=word, fix="`isthmus train --help` lists them")
         else:
             command.overrides.append(word)
-    if command.config and command.overrides:
-        raise UserError("takes no overrides", where="--config", fix="the file is complete: change it there")
     return command
 
 
-def print_help() -> None:
+def print_help(usage: str = _USAGE, schema: type = Config) -> None:
     """Print options, groups and every key with its default."""
-    print(_USAGE, end="")
+    print(usage, end="")
     for group, choices in groups().items():
         print(f"  {group:<12} {', '.join(choices)}")
     print("\nKeys (default): meaning")
-    for name, default, meaning in keys_of(Config):
+    for name, default, meaning in keys_of(schema):
         print(f"  {name} ({default}): {meaning}")

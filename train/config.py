@@ -6,6 +6,7 @@ from enum import Enum
 from isthmus.config import fingerprint, key
 from isthmus.data.config import DataConfig
 from isthmus.parallelism.config import Fp8Recipe, ModelConfig, OptimConfig, ParallelConfig, Precision
+from isthmus.parallelism.sites.config import LaneConfig, SitesConfig, SyncConfig
 
 
 class Device(Enum):
@@ -80,13 +81,41 @@ class Config:
     optim: OptimConfig = key(OptimConfig, "")
     schedule: ScheduleConfig = key(ScheduleConfig, "")
     data: DataConfig = key(DataConfig, "")
+    sync: SyncConfig = key(SyncConfig, "")
+    sites: SitesConfig = key(SitesConfig, "")
+    lane: LaneConfig = key(LaneConfig, "")
     eval: EvalConfig = key(EvalConfig, "")
     log: LogConfig = key(LogConfig, "")
 
 
+# What may differ between the sites of one run: it names a place, or says how this site works, not what it computes.
+PER_SITE = (
+    "run.dir",
+    "sites.name",
+    "sites.store",
+    "sites.token_file",
+    "sites.wait_seconds",
+    "lane.interface",
+    "lane.port_range",
+    "lane.deadline_seconds",
+    "lane.buffer_bytes",
+    "train.device",
+    "train.threads",
+    "train.timeout_seconds",
+    "data.cache_dir",
+    "log",
+)
+
+
 def run_name(config: Config) -> str:
-    """Return `run.name`, or a name that is the same whenever the same run is composed."""
-    return config.run.name or f"{config.run.prefix or config.model.name}-{fingerprint(config, without=['run'])}"
+    """Return `run.name`, or a name that is the same whenever the same run is composed, in every site."""
+    without = ["run", "lane", *(name for name in PER_SITE if name.startswith("sites."))]
+    return config.run.name or f"{config.run.prefix or config.model.name}-{fingerprint(config, without=without)}"
+
+
+def site_name(config: Config) -> str:
+    """Return the last folder of the run folder's path: this site, or `main` where there is one."""
+    return config.sites.name or "main"
 
 
 def tokens_per_step(config: Config) -> int:

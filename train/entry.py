@@ -12,8 +12,10 @@ from contextlib import suppress
 from typing import Any
 
 from isthmus.config import compose, load_resolved, to_yaml
-from isthmus.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, UserError
+from isthmus.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, EXIT_SITE_LOST, UserError
 from isthmus.files import write_json
+from isthmus.parallelism.sites.lane import LaneError
+from isthmus.processes import die_with_launcher
 from isthmus.train.command import Command, parse, print_help
 from isthmus.train.config import Config
 from isthmus.train.validate import Plan, plan_run
@@ -21,6 +23,7 @@ from isthmus.train.validate import Plan, plan_run
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train as the command line says; return the exit code (see isthmus.errors)."""
+    die_with_launcher()
     rank = int(os.environ.get("RANK", 0))
     plan = None
     try:
@@ -28,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if command.help:
             print_help()
             return EXIT_OK
+        if command.config and command.overrides:
+            raise UserError("takes no overrides", where="--config", fix="the file is complete: change it there")
         if command.config:
             config = load_resolved(Config, command.config)
         else:
@@ -49,6 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             # torchrun ends all ranks when the first leaves: rank 0 must have had the time to say why.
             time.sleep(5)
         return error.exit_code
+    except LaneError as error:
+        _finish(plan, rank, "failed", EXIT_SITE_LOST, error=str(error))
+        logging.error("another site was lost: %s", error)
+        print(f"isthmus: {error}; all sites end, start them again", file=sys.stderr, flush=True)
+        return EXIT_SITE_LOST
     except KeyboardInterrupt:
         if rank == 0:
             print("isthmus: interrupted before the first step was finished", file=sys.stderr)

@@ -67,6 +67,7 @@ def train(run: Run) -> bool:
     run.sync.attach(run.engine)
     run.checkpointer.restore(run.stateful())
     progress = run.progress
+    run.sync.begin(progress.step)
     run.observer.start(progress.step, progress.tokens, _held_out(run) if progress.step == 0 else None)
     while progress.step < run.total_steps:
         report = _step(run)
@@ -97,14 +98,13 @@ def _step(run: Run) -> StepReport:
         skipped = loss.tokens == 0 or run.guard.inspect(progress.step, loss.mean, grad_norm) is Verdict.skip
         if skipped:
             engine.discard()
-            run.sync.discard(progress.step)
         else:
             engine.step(learning_rate)
             progress.updates += 1
-            progress.tokens += loss.tokens
-    if not skipped:
-        with run.ledger.book("sync"):
-            run.sync.after_step(progress.step)
+            progress.tokens += run.sync.tokens_of_all_sites(loss)
+    with run.ledger.book("sync"):
+        conclude = run.sync.discard if skipped else run.sync.after_step
+        conclude(progress.step, last=progress.step == run.total_steps)
     return _report(run, loss, grad_norm, learning_rate, time.perf_counter() - started, skipped)
 
 
@@ -117,15 +117,16 @@ def _report(
         loss=loss.mean,
         learning_rate=learning_rate,
         grad_norm=grad_norm,
-        step_tokens=loss.tokens,
+        step_tokens=run.sync.tokens_of_all_sites(loss),
         step_seconds=seconds,
         skipped=skipped,
         mix=run.loader.mix(),
+        wan=run.sync.report(),
     )
 
 
 def _held_out(run: Run) -> dict[str, float] | None:
     if run.evaluate is None:
         return None
-    with run.ledger.book("evaluation"):
+    with run.ledger.book("evaluation"), run.sync.outer_parameters():
         return run.evaluate()

@@ -16,7 +16,7 @@ class Metrics:
         folder: the run folder of this site.
         site: name of this site.
         flops_per_token: of forward and backward together.
-        peak_flops: of all devices of this site together; None leaves MFU out.
+        peak_flops: of all devices of all sites together; None leaves MFU out.
         every_steps: steps between rows; times and rates are means over the steps since the last row.
     """
 
@@ -39,6 +39,7 @@ class Metrics:
         self._tensorboard = tensorboard
         self._writer: Any = None
         self._seconds, self._tokens, self._steps = 0.0, 0, 0
+        self._wan: dict[str, float] = {}
         self.last: dict[str, Any] = {}
 
     def start(self, step: int, tokens: int, held_out: dict[str, float] | None) -> None:
@@ -55,6 +56,9 @@ class Metrics:
         self._seconds += report.step_seconds
         self._tokens += report.step_tokens
         self._steps += 1
+        for name, figure in report.wan.items():
+            # Bytes and seconds add up between rows; the number of the round is where it stands.
+            self._wan[name] = figure if name == "round" else self._wan.get(name, 0) + figure
         if report.step % self.every_steps and held_out is None:
             return
         rate = self._tokens / self._seconds if self._seconds else 0.0
@@ -70,9 +74,10 @@ class Metrics:
         if self._peak_flops:
             row["mfu"] = rate * self._flops_per_token / self._peak_flops
         row["data_mix"] = report.mix
+        row |= self._wan
         if report.skipped:
             row["skipped"] = True
-        self._seconds, self._tokens, self._steps = 0.0, 0, 0
+        self._seconds, self._tokens, self._steps, self._wan = 0.0, 0, 0, {}
         self._write(row, held_out)
 
     def close(self) -> None:
@@ -102,6 +107,10 @@ class Metrics:
             "speed/tokens_per_second": "tokens_per_second",
             "speed/mfu": "mfu",
             "progress/tokens": "tokens",
+            "wan/bytes_sent": "wan_bytes_sent",
+            "wan/bytes_received": "wan_bytes_received",
+            "wan/exposed_seconds": "wan_exposed_seconds",
+            "wan/rounds": "round",
         }
         for chart, name in charts.items():
             if row.get(name) is not None:

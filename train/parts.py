@@ -29,15 +29,33 @@ class Loader(Stateful, Protocol):
 class SiteSync(Stateful, Protocol):
     """The exchange between sites. `reduce` comes before the optimizer, `after_step` after it, `discard` instead."""
 
-    def attach(self, engine: Engine) -> None: ...
+    def attach(self, engine: Engine) -> None:
+        """Take up the engine, before a checkpoint is restored."""
+        ...
+
+    def begin(self, step: int) -> None:
+        """Prove that all sites start from the same state, after a checkpoint was restored."""
+        ...
 
     def reduce(self, step: int, loss: StepLoss) -> StepLoss:
         """Return the loss of all sites that took part in this step's gradients."""
         ...
 
-    def after_step(self, step: int) -> None: ...
+    def after_step(self, step: int, *, last: bool) -> None: ...
 
-    def discard(self, step: int) -> None: ...
+    def discard(self, step: int, *, last: bool) -> None: ...
+
+    def tokens_of_all_sites(self, loss: StepLoss) -> int:
+        """Return the tokens that all sites trained on in a step for which `reduce` returned `loss`."""
+        ...
+
+    def outer_parameters(self) -> AbstractContextManager[Any]:
+        """Within: the model has the parameters that the sites share, which are what is evaluated."""
+        ...
+
+    def report(self) -> dict[str, float]:
+        """Return what crossed the links since the last report, under the names of metrics.jsonl."""
+        ...
 
 
 class Verdict(Enum):
@@ -79,14 +97,26 @@ class NoSync(_Stateless):
     def attach(self, engine: Engine) -> None:
         pass
 
+    def begin(self, step: int) -> None:
+        pass
+
     def reduce(self, step: int, loss: StepLoss) -> StepLoss:
         return loss
 
-    def after_step(self, step: int) -> None:
+    def after_step(self, step: int, *, last: bool) -> None:
         pass
 
-    def discard(self, step: int) -> None:
+    def discard(self, step: int, *, last: bool) -> None:
         pass
+
+    def tokens_of_all_sites(self, loss: StepLoss) -> int:
+        return loss.tokens
+
+    def outer_parameters(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def report(self) -> dict[str, float]:
+        return {}
 
 
 class FiniteGuard(_Stateless):

@@ -1,12 +1,16 @@
 """What the loop tells metrics and progress about."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """One finished step, as metrics and progress see it. Tokens count all sites; times are this rank's."""
+    """One finished step, as metrics and progress see it.
+
+    Tokens count all sites, the loss those whose gradients made the step; `wan` is what crossed the links since the last
+    report. Times are this rank's.
+    """
 
     step: int
     tokens: int
@@ -17,6 +21,7 @@ class StepReport:
     step_seconds: float
     skipped: bool
     mix: dict[str, int]
+    wan: dict[str, float] = field(default_factory=dict)
 
 
 class Observer(Protocol):

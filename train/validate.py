@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from isthmus.config import to_plain
 from isthmus.errors import UserError
 from isthmus.parallelism.config import OptimConfig
+from isthmus.parallelism.sites.config import SyncKind
+from isthmus.parallelism.sites.validate import validate_sites, validate_sync
 from isthmus.parallelism.topology import (
     Topology,
     build_topology,
@@ -22,13 +24,11 @@ from isthmus.parallelism.topology import (
     validate_layout,
     validate_model,
 )
-from isthmus.train.config import Config, Device, run_name, tokens_per_step, total_steps
+from isthmus.train.config import Config, Device, run_name, site_name, tokens_per_step, total_steps
 from isthmus.train.schedules import validate_schedule
 
 if TYPE_CHECKING:
     from isthmus.data.corpus import Corpus
-
-SITE = "main"  # the only one, until there are several
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class Plan:
     """What follows from a valid configuration."""
 
     topology: Topology
+    sites: int
+    site: int  # this one's place among them, from 0
     steps: int
     total_tokens: int
     folder: Path
@@ -52,14 +54,24 @@ def plan_run(config: Config, world_size: int, local_world_size: int | None = Non
     validate_model(config.model)
     topology = build_topology(config.parallel, world_size)
     validate_layout(config.model, config.parallel, config.train.sequence_length)
-    validate_batch(topology, config.train.global_batch, config.train.micro_batch)
+    validate_sync(config.sync, config.model, config.parallel)
+    validate_sites(config.sites, config.lane, config.sync, topology)
+    names = config.sites.names if config.sync.kind is not SyncKind.none else []
+    validate_batch(topology, config.train.global_batch, config.train.micro_batch, sites=max(len(names), 1))
     _validate_machine(config, local_world_size or world_size)
     _validate_optim(config.optim)
     steps = total_steps(config)
     total_tokens = steps * tokens_per_step(config)
     validate_schedule(config.schedule, total_tokens)
-    folder = Path(config.run.dir).expanduser() / run_name(config) / SITE
-    return Plan(topology, steps, total_tokens, folder)
+    folder = Path(config.run.dir).expanduser() / run_name(config) / site_name(config)
+    return Plan(
+        topology=topology,
+        sites=max(len(names), 1),
+        site=names.index(config.sites.name) if config.sites.name in names else 0,
+        steps=steps,
+        total_tokens=total_tokens,
+        folder=folder,
+    )
 
 
 def load_corpus(config: Config, plan: Plan) -> "Corpus":
