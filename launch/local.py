@@ -7,9 +7,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from isthmus.config import compose, to_yaml
+from isthmus.config import compose, load_resolved, to_yaml
 from isthmus.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, UserError
 from isthmus.files import write_atomically
+from isthmus.processes import DIE_WITH_PARENT
 from isthmus.train.command import parse, print_help
 from isthmus.train.config import Config
 from isthmus.train.validate import load_corpus, plan_run, prepare_folder
@@ -25,10 +26,10 @@ def main(argv: Sequence[str]) -> int:
             print(f"isthmus launch {_PROCESSES}=N [overrides of train]\n")
             print_help()
             return EXIT_OK
-        if command.config:
-            raise UserError("composes its own", where="--config", fix="give overrides")
         processes, overrides = _take_processes(command.overrides)
-        config = compose(Config, "train", overrides)
+        if command.config and overrides:
+            raise UserError("takes no overrides", where="--config", fix="the file is complete: change it there")
+        config = load_resolved(Config, command.config) if command.config else compose(Config, "train", overrides)
         if command.print_config:
             print(to_yaml(config), end="")
             return EXIT_OK
@@ -65,6 +66,7 @@ def _run_ranks(processes: int, arguments: list[str], folder: Path) -> int:
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     threads = str(max(1, (os.cpu_count() or 1) // processes))
     os.environ.setdefault("OMP_NUM_THREADS", threads)
+    os.environ[DIE_WITH_PARENT] = "1"
     # The agent's own scratch files, which it would leave behind.
     with tempfile.TemporaryDirectory(prefix="isthmus-launch-") as scratch:
         agent = LaunchConfig(
@@ -74,6 +76,7 @@ def _run_ranks(processes: int, arguments: list[str], folder: Path) -> int:
             run_id=folder.parent.name,
             rdzv_backend="c10d",
             rdzv_endpoint="localhost:0",
+            local_addr="localhost",  # the machine's own name may lead nowhere
             max_restarts=0,
             monitor_interval=0.1,
             logs_specs=DefaultLogsSpecs(log_dir=scratch),
