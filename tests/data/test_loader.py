@@ -99,7 +99,7 @@ def test_an_epoch_holds_every_window_once(corpus: Corpus) -> None:
 
 @pytest.mark.parametrize("data_size", [1, 2, 3])
 def test_held_out_windows_are_shared_out_and_padded(corpus: Corpus, data_size: int) -> None:
-    parts = [loader(corpus, rank, data_size).held_out(5, multiple=2) for rank in range(data_size)]
+    parts = [loader(corpus).held_out(5, multiple=2, part=rank, parts=data_size) for rank in range(data_size)]
     assert len({len(part) for part in parts}) == 1, "ranks must run the same number of forward passes"
     assert len(parts[0]) % 2 == 0
     counts = {"first": 0, "second": 0, "": 0}

@@ -57,15 +57,17 @@ def topology_of(config: Config, world: RankWorld) -> Topology:
     return topology
 
 
-def rank_batches(config: Config, topology: Topology, rank: int, step: int) -> list[Batch]:
+def rank_batches(
+    config: Config, topology: Topology, rank: int, step: int, *, site: int = 0, sites: int = 1
+) -> list[Batch]:
     """Return this data-parallel rank's microbatches of a global batch that depends on the step only."""
     generator = torch.Generator().manual_seed(1000 + step)
     length = config.train.sequence_length
     # A skewed, predictable stream, so that there is something to learn.
     noise = torch.randint(0, 7, (config.train.global_batch, length + 1), generator=generator)
     tokens = (noise.cumsum(1) * 3) % 257
-    share = config.train.global_batch // topology.data
-    first = topology.data_rank(rank) * share
+    share = config.train.global_batch // (topology.data * sites)
+    first = (site * topology.data + topology.data_rank(rank)) * share
     mine = tokens[first : first + share]
     mask = torch.ones(share, length)
     mask[:, ::5] = 0.0  # so that ranks agree on the number of tokens only if they count

@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import socket
 import sys
 import tempfile
 import traceback
@@ -24,6 +25,9 @@ class RankWorld:
     rank: int
     size: int
     init_method: str
+    site: int = 0
+    sites: int = 1
+    store: str = ""  # where sites meet, host:port
 
 
 def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout: float = 900.0) -> list[Any]:
@@ -37,6 +41,30 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout
     with tempfile.TemporaryDirectory(prefix="isthmus-ranks-") as folder:
         worlds = [RankWorld(rank, world_size, f"file://{folder}/store") for rank in range(world_size)]
         return run_processes([(_call, (function, world, args)) for world in worlds], timeout)
+
+
+def run_sites(
+    function: Callable[..., Any], sites: int, ranks: int, *args: Any, timeout: float = 900.0
+) -> list[list[Any]]:
+    """Call `function(RankWorld, *args)` on every rank of several sites; return the results by site and rank.
+
+    Each site is a world of its own, as under one torchrun each. Raises what `run_ranks` raises.
+    """
+    with tempfile.TemporaryDirectory(prefix="isthmus-sites-") as folder:
+        store = f"127.0.0.1:{free_port()}"
+        worlds = [
+            RankWorld(rank, ranks, f"file://{folder}/store{site}", site, sites, store)
+            for site in range(sites)
+            for rank in range(ranks)
+        ]
+        flat = run_processes([(_call, (function, world, args)) for world in worlds], timeout)
+    return [flat[site * ranks : (site + 1) * ranks] for site in range(sites)]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def run_processes(calls: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]], timeout: float) -> list[Any]:
