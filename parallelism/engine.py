@@ -20,10 +20,12 @@ from torch import Tensor
 
 from isthmus.parallelism import cpu, gradients, initial
 from isthmus.parallelism.config import Fp8Recipe, ModelConfig, OptimConfig, ParallelConfig, Precision
+from isthmus.parallelism.copies import copies_differ
 from isthmus.parallelism.gradients import BucketReady, GradientBucket
 from isthmus.parallelism.model import build_chunks, transformer_config
 from isthmus.parallelism.optimizer import ShardedAdamW
 from isthmus.parallelism.slices import Piece, Slice, global_name, partition_dim, pieces_of, slices_of
+from isthmus.parallelism.stopwatch import Stopwatch
 
 
 class Microbatch(Protocol):
@@ -87,6 +89,7 @@ class Engine:
         self.groups = groups
         self.device = torch.device(torch.cuda.current_device())
         self._sequence_length, self._micro_batch = sequence_length, micro_batch
+        self._tied_over_stages = model.tied_embeddings and parallel.pipeline > 1
         self._config = transformer_config(model, parallel, precision, fp8_recipe, deterministic)
         # Nothing random happens inside the model, but Megatron wants its generators to exist.
         model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
@@ -99,6 +102,7 @@ class Engine:
         sharded = parallel.distributed_optimizer and groups.dp_cp.size() > 1
         self.chunks = gradients.wrap(modules, self._config, parallel, groups, sharded=sharded)
         self.optimizer = ShardedAdamW(optim, precision, self.chunks, groups, sharded=sharded, overlap=parallel.overlap)
+        self._reduction = Stopwatch(self.device)
         self._configure_schedule(parallel)
         self._scale = 1.0
         self._norm = 0.0
@@ -176,6 +180,10 @@ class Engine:
         """Hand main parameters that were changed from outside the optimizer to the model, on every rank of the site."""
         self.optimizer.publish_parameters()
 
+    def exposed_reduction_seconds(self) -> float:
+        """Return how long this rank has waited for the site's gradient reduction, after backward, since last asked."""
+        return self._reduction.take()
+
     @property
     def rank(self) -> int:
         """This rank's number in the site."""
@@ -187,17 +195,23 @@ class Engine:
         torch.distributed.all_reduce(values)
         return values
 
-    def max_over_ranks(self, value: float) -> float:
-        """Return the largest of the ranks' values."""
-        largest = torch.tensor(value, dtype=torch.float64, device=self.device)
-        torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX)
-        return float(largest.item())
+    def max_over_ranks(self, values: Tensor) -> Tensor:
+        """Return the largest of the ranks' values, entry by entry."""
+        values = values.to(self.device)
+        torch.distributed.all_reduce(values, op=torch.distributed.ReduceOp.MAX)
+        return values
 
     def any_rank(self, flag: bool) -> bool:
         """Return whether the flag is set on any rank of the site: how ranks agree on a decision."""
         vote = torch.tensor(float(flag), device=self.device)
         torch.distributed.all_reduce(vote, op=torch.distributed.ReduceOp.MAX)
         return bool(vote.item())
+
+    def copies_differ(self) -> bool:
+        """Return whether copies of a parameter that several ranks of the site hold have come apart by any bit."""
+        owned = [(entry.slice, entry.parameter) for entry in self.owned()]
+        differ = copies_differ(owned, self.groups, tied_over_stages=self._tied_over_stages, device=self.device)
+        return self.any_rank(differ)
 
     def sum_over_data_ranks(self, values: Tensor) -> Tensor:
         """Return the sum of a tensor over the ranks that read different samples."""
@@ -237,8 +251,9 @@ class Engine:
         self._schedule = get_forward_backward_func()
 
     def _finish_reduction(self, chunks: list[Any], *_: Any, **__: Any) -> None:
-        for chunk in chunks:
-            chunk.finish_grad_sync()
+        with self._reduction.measure():
+            for chunk in chunks:
+                chunk.finish_grad_sync()
         reset_model_temporary_tensors(self._config, chunks)
 
     def _run(self, microbatches: Sequence[Microbatch], *, forward_only: bool) -> list[Tensor]:

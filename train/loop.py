@@ -62,7 +62,7 @@ class Run:
 def train(run: Run) -> bool:
     """Train to the end; return False if a stop was requested before it.
 
-    Whether to stop is agreed by all ranks at a step boundary, so that no rank waits for another that has left.
+    Whether to stop is agreed by all ranks of all sites at a step boundary: no rank waits for another that has left.
     """
     run.sync.attach(run.engine)
     run.checkpointer.restore(run.stateful())
@@ -74,7 +74,7 @@ def train(run: Run) -> bool:
         last = progress.step == run.total_steps
         due = last or (run.evaluate_every > 0 and progress.step % run.evaluate_every == 0)
         run.observer.step(report, _held_out(run) if due else None)
-        stop = not last and run.engine.any_rank(run.stop_requested())
+        stop = not last and run.sync.stop_after(progress.step, run.engine.any_rank(run.stop_requested()))
         with run.ledger.book("checkpoint"):
             run.checkpointer.after_step(progress.step, run.stateful(), last=last or stop)
         if stop:
@@ -121,6 +121,7 @@ def _report(
         step_seconds=seconds,
         skipped=skipped,
         mix=run.loader.mix(),
+        reduction_seconds=run.engine.exposed_reduction_seconds(),
         wan=run.sync.report(),
     )
 

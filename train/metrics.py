@@ -38,8 +38,8 @@ class Metrics:
         self._folder = folder
         self._tensorboard = tensorboard
         self._writer: Any = None
-        self._seconds, self._tokens, self._steps = 0.0, 0, 0
-        self._wan: dict[str, float] = {}
+        self._seconds, self._tokens, self._steps, self._reduction = 0.0, 0, 0, 0.0
+        self._wan: dict[str, Any] = {}
         self.last: dict[str, Any] = {}
 
     def start(self, step: int, tokens: int, held_out: dict[str, float] | None) -> None:
@@ -56,9 +56,8 @@ class Metrics:
         self._seconds += report.step_seconds
         self._tokens += report.step_tokens
         self._steps += 1
-        for name, figure in report.wan.items():
-            # Bytes and seconds add up between rows; the number of the round is where it stands.
-            self._wan[name] = figure if name == "round" else self._wan.get(name, 0) + figure
+        self._reduction += report.reduction_seconds
+        self._wan = _add(self._wan, report.wan)
         if report.step % self.every_steps and held_out is None:
             return
         rate = self._tokens / self._seconds if self._seconds else 0.0
@@ -70,14 +69,18 @@ class Metrics:
             "grad_norm": report.grad_norm,
             "step_seconds": self._seconds / self._steps,
             "tokens_per_second": rate,
+            "site_exposed_seconds": self._reduction,
         }
         if self._peak_flops:
             row["mfu"] = rate * self._flops_per_token / self._peak_flops
         row["data_mix"] = report.mix
+        for link in self._wan.get("wan_links", {}).values():
+            for way in ("sent", "received"):
+                link[f"{way}_mbps"] = link[f"bytes_{way}"] * 8e-6 / self._seconds
         row |= self._wan
         if report.skipped:
             row["skipped"] = True
-        self._seconds, self._tokens, self._steps, self._wan = 0.0, 0, 0, {}
+        self._seconds, self._tokens, self._steps, self._reduction, self._wan = 0.0, 0, 0, 0.0, {}
         self._write(row, held_out)
 
     def close(self) -> None:
@@ -110,15 +113,31 @@ class Metrics:
             "wan/bytes_sent": "wan_bytes_sent",
             "wan/bytes_received": "wan_bytes_received",
             "wan/exposed_seconds": "wan_exposed_seconds",
+            "wan/transfer_seconds": "wan_transfer_seconds",
+            "speed/site_exposed_seconds": "site_exposed_seconds",
             "wan/rounds": "round",
         }
         for chart, name in charts.items():
             if row.get(name) is not None:
                 self._writer.add_scalar(chart, row[name], step)
+        for site, link in row.get("wan_links", {}).items():
+            self._writer.add_scalar(f"wan/mbps_to/{site}", link["sent_mbps"], step)
+            self._writer.add_scalar(f"wan/mbps_from/{site}", link["received_mbps"], step)
         for source, samples in row.get("data_mix", {}).items():
             self._writer.add_scalar(f"data/samples/{source}", samples, step)
         for source, loss in (held_out or {}).items():
             self._writer.add_scalar(f"loss/held_out/{source}", loss, step)
+
+
+def _add(total: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """Add up bytes and seconds, also of single links; the number of the round is where it stands."""
+    added = dict(total)
+    for name, figure in more.items():
+        if isinstance(figure, dict):
+            added[name] = _add(total.get(name, {}), figure)
+        else:
+            added[name] = figure if name == "round" else total.get(name, 0) + figure
+    return added
 
 
 def _finite(value: Any) -> Any:

@@ -49,11 +49,15 @@ class SiteSync(Stateful, Protocol):
         """Return the tokens that all sites trained on in a step for which `reduce` returned `loss`."""
         ...
 
+    def stop_after(self, step: int, wanted: bool) -> bool:
+        """Return whether all sites stop after this step; `wanted` is the wish of this one, on all its ranks."""
+        ...
+
     def outer_parameters(self) -> AbstractContextManager[Any]:
         """Within: the model has the parameters that the sites share, which are what is evaluated."""
         ...
 
-    def report(self) -> dict[str, float]:
+    def report(self) -> dict[str, Any]:
         """Return what crossed the links since the last report, under the names of metrics.jsonl."""
         ...
 
@@ -112,10 +116,13 @@ class NoSync(_Stateless):
     def tokens_of_all_sites(self, loss: StepLoss) -> int:
         return loss.tokens
 
+    def stop_after(self, step: int, wanted: bool) -> bool:
+        return wanted
+
     def outer_parameters(self) -> AbstractContextManager[Any]:
         return nullcontext()
 
-    def report(self) -> dict[str, float]:
+    def report(self) -> dict[str, Any]:
         return {}
 
 

@@ -1,7 +1,7 @@
 """What the loop tells metrics and progress about."""
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True)
@@ -9,7 +9,7 @@ class StepReport:
     """One finished step, as metrics and progress see it.
 
     Tokens count all sites, the loss those whose gradients made the step; `wan` is what crossed the links since the last
-    report. Times are this rank's.
+    report; `reduction_seconds` is the wait for gradients of this site, inside `step_seconds`. Times are this rank's.
     """
 
     step: int
@@ -21,7 +21,8 @@ class StepReport:
     step_seconds: float
     skipped: bool
     mix: dict[str, int]
-    wan: dict[str, float] = field(default_factory=dict)
+    reduction_seconds: float = 0.0
+    wan: dict[str, Any] = field(default_factory=dict)
 
 
 class Observer(Protocol):

@@ -55,7 +55,7 @@ def plan_run(config: Config, world_size: int, local_world_size: int | None = Non
     topology = build_topology(config.parallel, world_size)
     validate_layout(config.model, config.parallel, config.train.sequence_length)
     validate_sync(config.sync, config.model, config.parallel)
-    validate_sites(config.sites, config.lane, config.sync, topology)
+    validate_sites(config.sites, config.lane, config.sync, config.parallel, topology)
     names = config.sites.names if config.sync.kind is not SyncKind.none else []
     validate_batch(topology, config.train.global_batch, config.train.micro_batch, sites=max(len(names), 1))
     _validate_machine(config, local_world_size or world_size)

@@ -114,9 +114,7 @@ def _run(
             board[0].show(plans[0].steps)
 
         try:
-            sites = run_sites(
-                configs, plans, lab.ranks_per_site, network, show=show, stop_requested=stop_requested
-            )
+            sites = run_sites(configs, plans, lab.ranks_per_site, network, show=show, stop_requested=stop_requested)
         finally:
             for shown in board:
                 shown.__exit__()

@@ -13,8 +13,8 @@ from isthmus.units import format_bytes, format_count
 def site_result(name: str, site: int, sites: int, log: SiteLog, counts: Counts, exit_code: int) -> dict[str, Any]:
     """Return the figures of one site.
 
-    Times are of all steps but those of the first row, in which libraries warm up. `bytes_*` are what the lane counted at
-    its sockets; `wire_bytes_*` what the relay saw, with headers, handshakes and repeats.
+    Times are of all steps but those of the first row, in which libraries warm up. `bytes_*` are what the lane counted
+    at its sockets; `wire_bytes_*` what the relay saw, with headers, handshakes and repeats.
     """
     rows = log.trained
     measured = rows[1:] or rows

@@ -1,5 +1,6 @@
 """Reads what the sites of a lab write about themselves, and shows it while they train."""
 
+import itertools
 import json
 import time
 from collections.abc import Sequence
@@ -118,7 +119,7 @@ class Board:
 
 def steps_between(rows: Sequence[dict[str, Any]]) -> list[int]:
     """Return how many steps each row stands for; the first one's is taken to be as the second's."""
-    gaps = [later["step"] - earlier["step"] for earlier, later in zip(rows, rows[1:], strict=False)]
+    gaps = [later["step"] - earlier["step"] for earlier, later in itertools.pairwise(rows)]
     return [*(gaps[:1] or [rows[0]["step"]] if rows else []), *gaps]
 
 

@@ -7,6 +7,7 @@ order of the sites, and uses what was decoded, also of its own: so that no bit c
 A stretch that is not finite crosses as a flag without numbers; the sum is then NaN everywhere.
 """
 
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -87,6 +88,8 @@ class AllReduce:
         # What the others decode of ours, and room to decode what is theirs.
         self._own_NB = torch.zeros_like(values_NB)
         self._scratch_NB = torch.zeros_like(values_NB if self._sites == 2 else values_NB[first:last])
+        self.seconds = 0.0  # that the last round took, from `start` to its sum
+        self._started = 0.0
 
     def start(self, tag: int, prepare: Callable[[], None]) -> "Future[bool]":
         """Begin a round; the future's result says whether the sum is finite, and `values_NB` then holds it.
@@ -96,6 +99,7 @@ class AllReduce:
             prepare: fills `values_NB`; called in the first courier, where it may wait.
         """
         finished: Future[bool] = Future()
+        self._started = time.perf_counter()
         if self.values_NB.is_cuda:
             # What training has queued so far comes first: it may still read the last sum, or write what is to be sent.
             queued = torch.cuda.current_stream(self.values_NB.device).record_event()
@@ -157,15 +161,15 @@ class AllReduce:
         if self._sites == 2:
             if finite:
                 self._add(arrived, self.values_NB, self._own_NB)
-            else:
-                self.values_NB.fill_(torch.nan)
-            self._finish(finished, finite)
+            self._finish(finished, finite and _is_finite(self.values_NB))
             return
         first, last = self._parts[self._lane.site]
         message: Buffer = _REFUSAL
         if finite:
             total_NB = self.values_NB[first:last]
             self._add(arrived, total_NB, self._own_NB[first:last])
+            finite = _is_finite(total_NB)  # finite numbers may have an infinite sum
+        if finite:
             message = _message(self._feedback[-1].encode(total_NB, self._scratch_NB))
             total_NB.copy_(self._scratch_NB)
         exchange = self._lane.exchange(tag + 1, dict.fromkeys(arrived, message))
@@ -191,13 +195,14 @@ class AllReduce:
             for site, message in arrived.items():
                 first, last = self._parts[site]
                 self._codec.decode(_tensor(message, self.values_NB.device), self.values_NB[first:last])
-        else:
-            self.values_NB.fill_(torch.nan)
         self._finish(finished, finite)
 
     def _finish(self, finished: "Future[bool]", finite: bool) -> None:
+        if not finite:
+            self.values_NB.fill_(torch.nan)
         if self.values_NB.is_cuda:
             torch.cuda.current_stream(self.values_NB.device).synchronize()
+        self.seconds = time.perf_counter() - self._started
         finished.set_result(finite)
 
 

@@ -84,7 +84,8 @@ class ExactSync:
             UserError: they do not.
         """
         self._step = step
-        self._user.compare(self._parameters(), f"at the start, after step {step}", self._engine.rank)
+        self._user.begin(step)
+        self._user.compare(self._parameters(), f"at the start, after step {step}", self._engine)
 
     def reduce(self, step: int, loss: StepLoss) -> StepLoss:
         """Wait until all buckets are summed; return the loss over all sites."""
@@ -93,6 +94,7 @@ class ExactSync:
         with self._user.exposed():
             for bucket, finished in self._running:
                 finished.result()
+                self._user.transfer_seconds += bucket.reduction.seconds
                 bucket.finish()
             total = self._add_losses(exchange, loss)
         self._running.clear()
@@ -107,13 +109,16 @@ class ExactSync:
         """
         for bucket in self._reducing():
             bucket.reduction.commit()
-        if self._verify_every and (step % self._verify_every == 0 or last):
-            self._user.compare(self._parameters(), f"after step {step}", self._engine.rank)
+        self._conclude(step, last)
 
     def discard(self, step: int, *, last: bool) -> None:
         """Forget the errors of compression of a step that was not taken."""
         for bucket in self._reducing():
             bucket.reduction.revert()
+        self._conclude(step, last)
+
+    def stop_after(self, step: int, wanted: bool) -> bool:
+        return self._user.stop_after(self._engine, step, wanted)
 
     def tokens_of_all_sites(self, loss: StepLoss) -> int:
         return loss.tokens
@@ -121,7 +126,7 @@ class ExactSync:
     def outer_parameters(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def report(self) -> dict[str, float]:
+    def report(self) -> dict[str, Any]:
         return self._user.report(self._engine)
 
     def close(self) -> None:
@@ -135,6 +140,10 @@ class ExactSync:
         self._user.rounds = state["rounds"]
         for bucket, saved in zip(self._reducing(), state["buckets"], strict=True):
             bucket.reduction.load_state_dict(saved)
+
+    def _conclude(self, step: int, last: bool) -> None:
+        if self._verify_every and (step % self._verify_every == 0 or last):
+            self._user.compare(self._parameters(), f"after step {step}", self._engine)
 
     def _ready(self, bucket: GradientBucket) -> None:
         """Called from within the backward pass of step `self._step + 1`."""

@@ -1,6 +1,6 @@
 """The lane: what a rank needs of the channel to the ranks of its number in the other sites."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from typing_extensions import Buffer
@@ -50,6 +50,14 @@ class Lane(Protocol):
 
     @property
     def bytes_received(self) -> int: ...
+
+    def bytes_by_site(self) -> Mapping[int, tuple[int, int]]:
+        """Return (sent, received) of each other site."""
+        ...
+
+    def listen(self, tag: int, callback: Callable[[], None]) -> None:
+        """Call `callback` once, on a thread of the lane's, when a first message with this tag has come from anyone."""
+        ...
 
     def exchange(self, tag: int, payloads: Mapping[int, Buffer]) -> Exchange:
         """Send each payload to its site, and expect one message of the same tag (64 bits, used once) from each.

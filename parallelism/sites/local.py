@@ -104,7 +104,8 @@ class LocalSync:
         if step == 0:
             for fragment in self._present():
                 torch._foreach_copy_(fragment.outer, fragment.inner)
-        self._user.compare(self._outer_state(), f"at the start, after step {step}", self._engine.rank)
+        self._user.begin(step)
+        self._user.compare(self._outer_state(), f"at the start, after step {step}", self._engine)
 
     def reduce(self, step: int, loss: StepLoss) -> StepLoss:
         """Gradients stay inside the site."""
@@ -122,15 +123,13 @@ class LocalSync:
             if (fragment := self._fragments[number]) is not None:
                 self._send(fragment, number, step)
             self._user.rounds += 1
-        for fragment in self._present():
-            if fragment.sent_at is not None and (step >= fragment.sent_at + self.rule.overlap_steps or last):
-                self._apply(fragment)
-        # Ranks that own nothing of a fragment must join in publishing it.
         if self._arrives(step) or last:
-            self._engine.publish_parameters()
-        verify = self._verify_every and number is not None and self._user.rounds % self._verify_every == 0
+            self._receive(step, last)
+        verify = number is not None and self._verify_every and self._user.rounds % self._verify_every == 0
         if verify or (last and self._verify_every):
-            self._user.compare(self._outer_state(), f"after round {self._user.rounds}, step {step}", self._engine.rank)
+            self._user.compare(self._outer_state(), f"after round {self._user.rounds}, step {step}", self._engine)
+        elif last:
+            self._user.broadcast(b"")  # nobody leaves while another may still ask it for something
 
     def discard(self, step: int, *, last: bool) -> None:
         """A site that skips a batch takes no inner step; the rounds go on by the number of the step."""
@@ -154,7 +153,10 @@ class LocalSync:
                 torch._foreach_copy_(fragment.inner, saved)
             self._engine.publish_parameters()
 
-    def report(self) -> dict[str, float]:
+    def stop_after(self, step: int, wanted: bool) -> bool:
+        return self._user.stop_after(self._engine, step, wanted)
+
+    def report(self) -> dict[str, Any]:
         return self._user.report(self._engine)
 
     def close(self) -> None:
@@ -220,17 +222,33 @@ class LocalSync:
             tag, lambda: fragment.layout.pack(fragment.delta, fragment.reduction.values_NB)
         )
 
+    def _receive(self, step: int, last: bool) -> None:
+        """Apply what is due, on all ranks or on none."""
+        due = [
+            fragment
+            for fragment in self._present()
+            if fragment.sent_at is not None and (last or step >= fragment.sent_at + self.rule.overlap_steps)
+        ]
+        finite = True
+        for fragment in due:
+            assert fragment.finished is not None
+            with self._user.exposed():
+                finite &= fragment.finished.result()
+            self._user.transfer_seconds += fragment.reduction.seconds
+            fragment.finished, fragment.sent_at = None, None
+        # Each rank knows of its own lane only. What one lane refuses, every site refuses on every lane.
+        if self._engine.any_rank(not finite):
+            self.failed_rounds += 1
+            for fragment in due:
+                fragment.reduction.revert()
+            return
+        for fragment in due:
+            self._apply(fragment)
+        # Ranks that own nothing of a fragment must join in publishing it.
+        self._engine.publish_parameters()
+
     @torch.no_grad()
     def _apply(self, fragment: _Fragment) -> None:
-        assert fragment.finished is not None
-        with self._user.exposed():
-            finite = fragment.finished.result()
-        fragment.finished, fragment.sent_at = None, None
-        if not finite:
-            # Every site sees the same flag: all keep the old values.
-            fragment.reduction.revert()
-            self.failed_rounds += 1
-            return
         fragment.reduction.commit()
         fragment.layout.unpack(fragment.reduction.values_NB, fragment.delta)
         torch._foreach_div_(fragment.delta, float(len(self._lane.names)))

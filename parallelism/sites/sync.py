@@ -3,12 +3,14 @@
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from isthmus.errors import UserError
 from isthmus.parallelism.engine import Engine
+from isthmus.parallelism.sites.agreement import StopAgreement
 from isthmus.parallelism.sites.digest import digest
 from isthmus.parallelism.sites.lane import Lane
 from isthmus.parallelism.slices import Slice
@@ -22,9 +24,12 @@ class LaneUser:
     def __init__(self, lane: Lane) -> None:
         self.lane = lane
         self.rounds = 0
+        self.transfer_seconds = 0.0  # from the start of each round to its end, waited for or not
         self._exposed_seconds = 0.0
-        self._counted = (0, 0)
+        self._peers = [site for site in range(len(lane.names)) if site != lane.site]
+        self._counted = dict.fromkeys(self._peers, (0, 0))
         self._calls = 0
+        self._stop = StopAgreement(lane)
 
     @contextmanager
     def exposed(self) -> Iterator[None]:
@@ -35,17 +40,33 @@ class LaneUser:
         finally:
             self._exposed_seconds += time.perf_counter() - started
 
-    def report(self, engine: Engine) -> dict[str, float]:
+    def begin(self, step: int) -> None:
+        """Training starts after this step."""
+        self._stop.begin(step)
+
+    def stop_after(self, engine: Engine, step: int, wanted: bool) -> bool:
+        """Return whether all sites stop after this step; `wanted` is the same on all ranks of this site."""
+        # One lane is enough: two could come to different answers.
+        return engine.any_rank(engine.rank == 0 and self._stop.stop_after(step, wanted))
+
+    def report(self, engine: Engine) -> dict[str, Any]:
         """Return what happened since the last report: bytes of all ranks of the site, the longest wait of one."""
-        sent, received = self.lane.bytes_sent, self.lane.bytes_received
-        figures = [sent - self._counted[0], received - self._counted[1]]
-        self._counted = (sent, received)
-        bytes_sent, bytes_received = engine.sum_over_ranks(torch.tensor(figures, dtype=torch.float64)).tolist()
-        exposed, self._exposed_seconds = engine.max_over_ranks(self._exposed_seconds), 0.0
+        counted = self.lane.bytes_by_site()
+        figures = [counted[peer][way] - self._counted[peer][way] for peer in self._peers for way in (0, 1)]
+        self._counted = dict(counted)
+        totals = engine.sum_over_ranks(torch.tensor(figures, dtype=torch.float64)).tolist()
+        seconds = torch.tensor([self._exposed_seconds, self.transfer_seconds], dtype=torch.float64)
+        exposed, transfer = engine.max_over_ranks(seconds).tolist()
+        self._exposed_seconds = self.transfer_seconds = 0.0
         return {
-            "wan_bytes_sent": bytes_sent,
-            "wan_bytes_received": bytes_received,
+            "wan_bytes_sent": sum(totals[0::2]),
+            "wan_bytes_received": sum(totals[1::2]),
             "wan_exposed_seconds": exposed,
+            "wan_transfer_seconds": transfer,
+            "wan_links": {
+                self.lane.names[peer]: {"bytes_sent": totals[2 * at], "bytes_received": totals[2 * at + 1]}
+                for at, peer in enumerate(self._peers)
+            },
             "round": self.rounds,
         }
 
@@ -54,23 +75,28 @@ class LaneUser:
         self._calls += 1
         # Counted from the top, where no round's number comes.
         tag = (1 << 63) + self._calls
-        peers = [site for site in range(len(self.lane.names)) if site != self.lane.site]
         with self.exposed():
-            arrived = self.lane.exchange(tag, dict.fromkeys(peers, message)).wait()
+            arrived = self.lane.exchange(tag, dict.fromkeys(self._peers, message)).wait()
         return [message if site == self.lane.site else bytes(arrived[site]) for site in range(len(self.lane.names))]
 
-    def compare(self, parts: Iterable[tuple[Slice, Tensor]], when: str, rank: int) -> None:
-        """Prove that all sites hold the same bits.
+    def compare(self, parts: Iterable[tuple[Slice, Tensor]], when: str, engine: Engine) -> None:
+        """Prove that all sites hold the same bits, and so do the ranks of this one that hold copies.
 
         Raises:
             UserError: they do not; names the sites, the lane and when it was noticed.
         """
+        if engine.copies_differ():
+            raise UserError(
+                f"copies of a parameter inside {self.lane.names[self.lane.site]} differ {when}",
+                where="parallel",
+                fix="a bit has flipped or a rank computes wrongly: stop all, resume from a verified checkpoint",
+            )
         digests = self.broadcast(digest(parts))
         ours = digests[self.lane.site]
         others = [name for name, other in zip(self.lane.names, digests, strict=True) if other != ours]
         if others:
             raise UserError(
                 f"the parameters differ between {self.lane.names[self.lane.site]} and {', '.join(others)} {when}",
-                where=f"lane {rank}",
+                where=f"lane {engine.rank}",
                 fix="a bit has flipped or sites run different code: stop all, resume from a verified checkpoint",
             )

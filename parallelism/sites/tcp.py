@@ -9,7 +9,7 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from typing_extensions import Buffer
 
@@ -42,6 +42,7 @@ class _Peer:
         self.failure: str | None = None
         self.received_at = time.monotonic()
         self.sent_at = time.monotonic()
+        self.sent = self.received = 0  # bytes
 
 
 class _Exchange:
@@ -76,7 +77,7 @@ class TcpLane:
         self._deadline, self._chunk_bytes = deadline_seconds, chunk_bytes
         self._peers = {site: _Peer(party.names[site]) for site in connections}
         self._sockets = [connection for streams in connections.values() for connection, _ in streams.values()]
-        self._sent = self._received = 0
+        self._listeners: dict[int, Callable[[], None]] = {}
         self._closed = False
         self._threads = [
             threading.Thread(
@@ -91,11 +92,22 @@ class TcpLane:
 
     @property
     def bytes_sent(self) -> int:
-        return self._sent
+        return sum(peer.sent for peer in self._peers.values())
 
     @property
     def bytes_received(self) -> int:
-        return self._received
+        return sum(peer.received for peer in self._peers.values())
+
+    def bytes_by_site(self) -> dict[int, tuple[int, int]]:
+        return {site: (peer.sent, peer.received) for site, peer in self._peers.items()}
+
+    def listen(self, tag: int, callback: Callable[[], None]) -> None:
+        with self.changed:
+            here = any(self.is_complete(site, tag) for site in self._peers)
+            if not here:
+                self._listeners[tag] = callback
+        if here:
+            callback()
 
     def exchange(self, tag: int, payloads: Mapping[int, Buffer]) -> _Exchange:
         with self.changed:
@@ -163,7 +175,7 @@ class TcpLane:
                 _send_all(connection, header, part)
                 with self.changed:
                     peer.sent_at = time.monotonic()
-                    self._sent += len(header) + len(part)
+                    peer.sent += len(header) + len(part)
                     peer.unsent[tag] -= max(len(part), 1)
                     if not peer.unsent[tag]:
                         del peer.unsent[tag]
@@ -198,9 +210,12 @@ class TcpLane:
                     break
                 with self.changed:
                     message.missing -= length
-                    if not message.missing:
-                        message.complete = True
+                    message.complete = not message.missing
+                    if message.complete:
                         self.changed.notify_all()
+                    heard = self._listeners.pop(tag, None) if message.complete else None
+                if heard is not None:
+                    heard()
             self._fail(peer, "the connection was closed by the other side")
         except OSError as error:
             self._fail(peer, f"the connection broke: {error.strerror or error}")
@@ -215,7 +230,7 @@ class TcpLane:
             filled += count
             with self.changed:
                 peer.received_at = time.monotonic()
-                self._received += count
+                peer.received += count
         return True
 
     def _fail(self, peer: _Peer, what: str) -> None:

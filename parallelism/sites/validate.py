@@ -80,7 +80,9 @@ def _validate_local(sync: SyncConfig, model: ModelConfig, parallel: ParallelConf
         )
 
 
-def validate_sites(sites: SitesConfig, lane: LaneConfig, sync: SyncConfig, topology: Topology) -> None:
+def validate_sites(
+    sites: SitesConfig, lane: LaneConfig, sync: SyncConfig, parallel: ParallelConfig, topology: Topology
+) -> None:
     """Refuse a list of sites that cannot meet.
 
     Raises:
@@ -96,6 +98,12 @@ def validate_sites(sites: SitesConfig, lane: LaneConfig, sync: SyncConfig, topol
             raise UserError(f"{sites.name!r} is none of {', '.join(names)}", where="sites.name", fix="choose one")
         _validate_name(sites.name)
         return
+    if topology.data > 1 and not parallel.distributed_optimizer:
+        raise UserError(
+            f"each of {topology.data} data-parallel ranks would send a copy of everything",
+            where="parallel.distributed_optimizer=false",
+            fix="between sites use the distributed optimizer, whose ranks send a part each",
+        )
     if len(names) < 2:
         raise UserError(
             f"needs two sites or more, {len(names)} given",

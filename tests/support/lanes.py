@@ -43,7 +43,9 @@ def connect_all(
 @contextmanager
 def lanes(sites: int, *, streams: int = 2, deadline_seconds: float = 20.0) -> Iterator[list[TcpLane]]:
     """Yield a lane for each site."""
-    opened = connect_all([party(site, sites, streams=streams) for site in range(sites)], deadline_seconds=deadline_seconds)
+    opened = connect_all(
+        [party(site, sites, streams=streams) for site in range(sites)], deadline_seconds=deadline_seconds
+    )
     good = [lane for lane in opened if isinstance(lane, TcpLane)]
     assert len(good) == sites, opened
     try:

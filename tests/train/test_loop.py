@@ -1,7 +1,7 @@
 """The loop with fakes: the order of calls, and what skipping, stopping and evaluating change."""
 
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from isthmus.train.loop import Run, train
 from isthmus.train.parts import FiniteGuard, Verdict
 from isthmus.train.report import StepReport
 
+_QUESTIONS = ("mix", "report", "exposed_reduction_seconds", "tokens_of_all_sites")  # at no particular time
 _STATEFUL = "guard+loader+progress+sync"
 
 
@@ -24,6 +25,7 @@ class Script:
     no_tokens_at: tuple[int, ...] = ()
     stop_at: int | None = None  # a signal during this step
     stop_elsewhere_at: int | None = None  # another rank's signal
+    stop_site_at: int | None = None  # another site's signal
     restored: dict[str, Any] | None = None
     calls: list[str] = field(default_factory=list)
     reports: list[StepReport] = field(default_factory=list)
@@ -35,7 +37,12 @@ class Script:
             "loader": _Part(self, "loader", next_step=self._draw, mix=lambda: {"web": 2 * self.drawn}),
             # The other site has as many tokens, and a loss of 5.
             "sync": _Part(
-                self, "sync", reduce=lambda _, own: StepLoss(own.loss_sum + 5.0 * own.tokens, 2 * own.tokens)
+                self,
+                "sync",
+                reduce=lambda _, own: StepLoss(own.loss_sum + 5.0 * own.tokens, 2 * own.tokens),
+                tokens_of_all_sites=lambda total: total.tokens,
+                stop_after=lambda step, wanted: wanted or step == self.stop_site_at,
+                outer_parameters=nullcontext,
             ),
             "guard": _Part(self, "guard", inspect=lambda step, *_: Verdict.skip if step in self.skip_at else None),
             "checkpointer": _Part(self, "checkpointer", restore=self._restore),
@@ -77,7 +84,7 @@ class _Part:
     def __getattr__(self, method: str) -> Callable[..., Any]:
         def call(*args: Any, **named: Any) -> Any:
             shown = [_show(value) for value in (*args, *named.values())]
-            if method != "mix":  # asked for the report, at no particular time
+            if method not in _QUESTIONS:
                 self.script.calls.append(" ".join([f"{self.name}.{method}", *shown]))
             answer = self.answers.get(method)
             return answer(*args, **named) if callable(answer) else answer
@@ -98,6 +105,7 @@ def test_order_of_calls_in_a_run_of_one_step() -> None:
     assert script.calls == [
         "sync.attach engine",
         f"checkpointer.restore {_STATEFUL}",
+        "sync.begin 0",
         "observer.start 0 0 None",
         *("ledger.book data", "loader.next_step", "/data"),
         *("ledger.book compute", "engine.forward_backward ['batch 1']", "/compute"),
@@ -105,7 +113,7 @@ def test_order_of_calls_in_a_run_of_one_step() -> None:
         "ledger.book compute",
         *("engine.gradient_norm 20", "guard.inspect 1 4.0 1.5", "engine.step 0.5"),  # both sites' tokens and loss
         "/compute",
-        *("ledger.book sync", "sync.after_step 1", "/sync"),
+        *("ledger.book sync", "sync.after_step 1 True", "/sync"),
         "observer.step 1 None",
         *("ledger.book checkpoint", f"checkpointer.after_step 1 {_STATEFUL} True", "/checkpoint"),
     ]
@@ -125,9 +133,9 @@ def test_skipped_step_changes_nothing(script: Script) -> None:
     run = script.run(3)
     assert train(run) is True
     assert script.only("engine.step", "engine.discard", "sync.after", "sync.discard") == [
-        *("engine.step 0.5", "sync.after_step 1"),
-        *("engine.discard", "sync.discard 2"),
-        *("engine.step 1.0", "sync.after_step 3"),  # the learning rate that step 2 would have had
+        *("engine.step 0.5", "sync.after_step 1 False"),
+        *("engine.discard", "sync.discard 2 False"),
+        *("engine.step 1.0", "sync.after_step 3 True"),  # the learning rate that step 2 would have had
     ]
     assert [(report.tokens, report.skipped) for report in script.reports] == [(20, False), (20, True), (40, False)]
     assert run.progress.state_dict() == {"step": 3, "updates": 2, "tokens": 40}
@@ -146,6 +154,13 @@ def test_stop_request_ends_the_run_at_a_step_boundary(script: Script) -> None:
     assert run.progress.step == 2
     assert script.only("engine.any") == ["engine.any_rank False", f"engine.any_rank {script.stop_at == 2}"]
     assert [call.split()[1::2] for call in script.only("checkpointer.after")] == [["1", "False"], ["2", "True"]]
+
+
+def test_the_wish_to_stop_is_put_to_all_sites() -> None:
+    script = Script(stop_at=2)
+    train(script.run(5))
+    assert script.only("sync.stop") == ["sync.stop_after 1 False", "sync.stop_after 2 True"]
+    assert train(Script(stop_site_at=3).run(5)) is False
 
 
 def test_stop_request_in_the_last_step_comes_too_late() -> None:
