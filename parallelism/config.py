@@ -56,8 +56,8 @@ class ParallelConfig:
     context: int = key(1, "ranks that split each sequence (CP); needs transformer-engine")
     expert: int = key(1, "ranks that split the experts (EP)")
     distributed_optimizer: bool = key(True, "shard optimizer state and fp32 parameters over the data-parallel ranks")
-    bucket_parameters: int = key(
-        4_000_000, "parameters per gradient bucket, on every stage; a bucket is reduced as soon as it is ready"
+    bucket_parameters: int | None = key(
+        None, "parameters per gradient bucket, reduced as soon as it is ready (null: a rank's / 40, at least 1000000)"
     )
     overlap: bool = key(True, "overlap gradient reduction with backward, and parameter gathering with forward")
     recompute: Recompute = key(Recompute.none, "recompute activations in the backward pass: none, full")

@@ -13,6 +13,8 @@ from torch import Tensor
 from isthmus.parallelism.config import ParallelConfig
 from isthmus.parallelism.slices import Piece, Slice, slices_of
 
+_BUCKETS, _SMALLEST_BUCKET = 40, 1_000_000
+
 
 @dataclass(frozen=True)
 class GradientBucket:
@@ -57,7 +59,7 @@ def wrap(
         use_distributed_optimizer=sharded,
         overlap_grad_reduce=parallel.overlap,
         overlap_param_gather=parallel.overlap and sharded,
-        bucket_size=parallel.bucket_parameters,
+        bucket_size=parallel.bucket_parameters or _bucket_parameters(chunks),
         average_in_collective=False,
     )
     as_first = ProcessGroupCollection()
@@ -65,6 +67,12 @@ def wrap(
         setattr(as_first, name, group)
     as_first.pp = _FirstStage()
     return [DistributedDataParallel(config, ddp_config, chunk, pg_collection=as_first) for chunk in chunks]
+
+
+def _bucket_parameters(chunks: list[Any]) -> int:
+    """Small enough that a thin link has work early in the backward pass, large enough for the collectives inside."""
+    held = sum(parameter.numel() for chunk in chunks for parameter in chunk.parameters())
+    return max(held // _BUCKETS, _SMALLEST_BUCKET)
 
 
 def announce_buckets(

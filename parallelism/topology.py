@@ -173,7 +173,7 @@ def validate_layout(model: ModelConfig, parallel: ParallelConfig, sequence_lengt
             where="parallel.sequence",
             fix="set parallel.sequence=true (Megatron's rule)",
         )
-    if parallel.bucket_parameters < 1:
+    if parallel.bucket_parameters is not None and parallel.bucket_parameters < 1:
         raise UserError(f"is {parallel.bucket_parameters}", where="parallel.bucket_parameters", fix="it starts at 1")
 
 

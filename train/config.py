@@ -99,6 +99,7 @@ PER_SITE = (
     "lane.port_range",
     "lane.deadline_seconds",
     "lane.buffer_bytes",
+    "lane.congestion",
     "train.device",
     "train.threads",
     "train.timeout_seconds",

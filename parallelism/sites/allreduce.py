@@ -85,6 +85,10 @@ class AllReduce:
         first, last = parts[lane.site]
         if self._sites > 2:
             self._feedback.append(ErrorFeedback(codec, last - first, device, decay))  # of the owner's sum
+        self._outboxes = [
+            _Outbox(codec.payload_bytes(stop - start), pinned=values_NB.is_cuda)
+            for start, stop in [*self._segments, *([(first, last)] if self._sites > 2 else [])]
+        ]
         # What the others decode of ours, and room to decode what is theirs.
         self._own_NB = torch.zeros_like(values_NB)
         self._scratch_NB = torch.zeros_like(values_NB if self._sites == 2 else values_NB[first:last])
@@ -146,8 +150,8 @@ class AllReduce:
         finite = _is_finite(self.values_NB)
         payloads: dict[int, Buffer] = {}
         messages = [
-            _message(feedback.encode(self.values_NB[first:last], self._own_NB[first:last])) if finite else _REFUSAL
-            for feedback, (first, last) in zip(self._feedback, self._segments, strict=False)
+            outbox.fill(feedback.encode(self.values_NB[first:last], self._own_NB[first:last])) if finite else _REFUSAL
+            for outbox, feedback, (first, last) in zip(self._outboxes, self._feedback, self._segments, strict=False)
         ]
         for peer in range(self._sites):
             if peer != self._lane.site:
@@ -170,7 +174,7 @@ class AllReduce:
             self._add(arrived, total_NB, self._own_NB[first:last])
             finite = _is_finite(total_NB)  # finite numbers may have an infinite sum
         if finite:
-            message = _message(self._feedback[-1].encode(total_NB, self._scratch_NB))
+            message = self._outboxes[-1].fill(self._feedback[-1].encode(total_NB, self._scratch_NB))
             total_NB.copy_(self._scratch_NB)
         exchange = self._lane.exchange(tag + 1, dict.fromkeys(arrived, message))
         self._submit(self._couriers.gather, finished, self._gather, exchange, finite, finished)
@@ -211,12 +215,17 @@ def _is_finite(values: Tensor) -> bool:
     return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())
 
 
-def _message(payload: Tensor) -> Buffer:
-    # The flag comes last, so that numbers keep the alignment that they are read with.
-    message = torch.empty(payload.numel() + 1, dtype=torch.uint8, pin_memory=payload.is_cuda)
-    message[:-1].copy_(payload)
-    message[-1] = _FINITE
-    return message.numpy().data
+class _Outbox:
+    """Memory of one message, used again in every round: fresh memory costs more in page faults than in copying."""
+
+    def __init__(self, payload_bytes: int, *, pinned: bool) -> None:
+        self._message = torch.empty(payload_bytes + 1, dtype=torch.uint8, pin_memory=pinned)
+        # The flag comes last, so that numbers keep the alignment that they are read with.
+        self._message[-1] = _FINITE
+
+    def fill(self, payload: Tensor) -> Buffer:
+        self._message[:-1].copy_(payload)
+        return self._message.numpy().data
 
 
 def _all_finite(messages: dict[int, memoryview]) -> bool:

@@ -62,6 +62,9 @@ class LaneConfig:
     )
     port_range: str | None = key(None, "first-last: ports that lanes listen on, one per rank (null: any free port)")
     chunk_bytes: int = key(262_144, "a message is cut into chunks of this size, spread over the streams")
+    congestion: str | None = key(
+        None, "TCP's congestion control, such as cubic (null: bbr where the kernel has it, else the system's)"
+    )
     buffer_bytes: int | None = key(
         None, "socket buffers (null: the system's autotuning), at least bandwidth x round trip"
     )

@@ -62,7 +62,10 @@ def meet(
     store_address = split_address(sites.store)
     hosting = sites.name == (sites.host or sites.names[0]) and attendance.rank == 0
     listener = Listener.open(
-        host=own_address(lane.interface, store_address), port_range=port_range(lane), buffer_bytes=lane.buffer_bytes
+        host=own_address(lane.interface, store_address),
+        port_range=port_range(lane),
+        buffer_bytes=lane.buffer_bytes,
+        congestion=lane.congestion,
     )
     store, incarnation, addresses = _attend(sites, attendance, listener.address, hosting, deadline, tell)
     party = Party(
@@ -73,6 +76,7 @@ def meet(
         token=token,
         streams=lane.streams,
         buffer_bytes=lane.buffer_bytes,
+        congestion=lane.congestion,
     )
     opened = connect(
         listener,

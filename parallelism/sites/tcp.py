@@ -34,8 +34,9 @@ class _Message:
 class _Peer:
     """All connections to one other site. Everything is guarded by the lane's condition."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, streams: int) -> None:
         self.name = name
+        self.open_streams = streams
         self.outbox: deque[tuple[int, memoryview, int]] = deque()  # (tag, message, offset of its next chunk)
         self.unsent: dict[int, int] = {}  # tag -> bytes not yet handed to the kernel
         self.inbox: dict[int, _Message] = {}
@@ -75,7 +76,7 @@ class TcpLane:
         self.hellos = {site: streams[0][1] for site, streams in connections.items()}
         self.changed = threading.Condition()
         self._deadline, self._chunk_bytes = deadline_seconds, chunk_bytes
-        self._peers = {site: _Peer(party.names[site]) for site in connections}
+        self._peers = {site: _Peer(party.names[site], len(streams)) for site, streams in connections.items()}
         self._sockets = [connection for streams in connections.values() for connection, _ in streams.values()]
         self._listeners: dict[int, Callable[[], None]] = {}
         self._closed = False
@@ -204,10 +205,13 @@ class TcpLane:
                     self._fail(peer, "what came makes no sense")
                     return
                 with self.changed:
-                    message = peer.inbox.setdefault(tag, _Message(total))
+                    message = peer.inbox.get(tag)
+                    if message is None:
+                        message = peer.inbox[tag] = _Message(total)
                 target = message.content[offset : offset + length]
                 if len(message.content) != total or not self._fill(peer, connection, target):
-                    break
+                    self._fail(peer, "the connection was closed in the middle of a message")
+                    return
                 with self.changed:
                     message.missing -= length
                     message.complete = not message.missing
@@ -216,7 +220,7 @@ class TcpLane:
                     heard = self._listeners.pop(tag, None) if message.complete else None
                 if heard is not None:
                     heard()
-            self._fail(peer, "the connection was closed by the other side")
+            self._closed_by(peer)
         except OSError as error:
             self._fail(peer, f"the connection broke: {error.strerror or error}")
 
@@ -232,6 +236,13 @@ class TcpLane:
                 peer.received_at = time.monotonic()
                 peer.received += count
         return True
+
+    def _closed_by(self, peer: _Peer) -> None:
+        """One stream has ended; what the others still bring counts, as long as one is left."""
+        with self.changed:
+            peer.open_streams -= 1
+        if not peer.open_streams:
+            self._fail(peer, "the connection was closed by the other side")
 
     def _fail(self, peer: _Peer, what: str) -> None:
         with self.changed:

@@ -19,7 +19,9 @@ class Codec(Protocol):
     def payload_bytes(self, blocks: int) -> int:
         """Return the exact length of what `encode` returns for N blocks."""
 
-    def encode(self, values_NB: Tensor) -> Tensor: ...
+    def encode(self, values_NB: Tensor) -> Tensor:
+        """Return the payload; it may share memory with the values."""
+        ...
 
     def decode(self, payload: Tensor, out_NB: Tensor) -> None: ...
 
@@ -41,7 +43,7 @@ class Raw:
         return 4 * blocks
 
     def encode(self, values_NB: Tensor) -> Tensor:
-        return values_NB.reshape(-1).clone().view(torch.uint8)
+        return values_NB.reshape(-1).view(torch.uint8)
 
     def decode(self, payload: Tensor, out_NB: Tensor) -> None:
         out_NB.view(-1).copy_(payload.view(torch.float32))
