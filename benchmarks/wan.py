@@ -1,7 +1,6 @@
 """Runs a worker in every site of a shaped network and brings back what each has measured."""
 
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -54,9 +53,8 @@ class Wan:
             return [json.loads(Path(folder, f"{site}.json").read_text()) for site in range(len(self.names))]
 
     def wire_bytes(self) -> dict[str, int]:
-        """Return what the relay has counted from the first site to the second, after a second of quiet."""
-        subprocess.run(["sleep", "1.2"], check=True)
-        return dict(self.network.counts()[0, 1])
+        """Return what the relay has counted from the first site to the second."""
+        return dict(self.network.settled_counts()[0, 1])
 
     def close(self) -> None:
         self.network.close()

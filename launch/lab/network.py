@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import IO, Any, Protocol
 
@@ -69,9 +70,21 @@ class ShapedNetwork:
             start_new_session=True,  # Ctrl-C reaches the lab, which passes it on
         )
 
+    def descriptor(self, site: int) -> int:
+        """Return an open descriptor of a site's namespace."""
+        return self._namespaces[site].network
+
     def counts(self) -> Counts:
         with self._changed:
             return dict(self._counts)
+
+    def settled_counts(self) -> Counts:
+        """Return the counts once nothing has moved for a while."""
+        before: Counts | None = None
+        while before != (now := self.counts()):
+            before = now
+            time.sleep(1.2)  # the relay counts twice a second
+        return now
 
     def reshape(self, source: int, target: int, shape: Shape) -> None:
         """Change one direction of a link while it is in use."""

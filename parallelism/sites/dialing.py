@@ -1,7 +1,6 @@
 """Addresses and connections of lanes: of two sites the earlier one in the list calls, the later one answers."""
 
 import fcntl
-import logging
 import socket
 import struct
 import time
@@ -11,11 +10,11 @@ from dataclasses import dataclass
 from isthmus.errors import UserError
 from isthmus.parallelism.sites.handshake import Introduction, StrangerError, WrongTokenError, shake_hands
 from isthmus.parallelism.sites.lane import LaneError
+from isthmus.parallelism.sites.validate import control_congestion
 
 _SIOCGIFADDR = 0x8915
 _HANDSHAKE_SECONDS = 20.0
 _PAUSE_SECONDS = 0.1
-_BEST_CONTROL = "bbr"  # loss does not make it slow; cubic fills a tenth of a 200 Mbit/s, 80 ms link that loses 0.1%
 
 Address = tuple[str, int]
 
@@ -190,17 +189,7 @@ def _tune(connection: socket.socket) -> None:
 
 
 def _prepare(connection: socket.socket, buffer_bytes: int | None, congestion: str | None) -> None:
-    try:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, (congestion or _BEST_CONTROL).encode())
-    except OSError:
-        if congestion is None:
-            logging.warning("no %s here: the system's congestion control may leave long links empty", _BEST_CONTROL)
-        else:
-            raise UserError(
-                f"the kernel does not offer {congestion!r}",
-                where="lane.congestion",
-                fix="see /proc/sys/net/ipv4/tcp_available_congestion_control, or leave it null",
-            ) from None
+    control_congestion(connection, congestion)
     if buffer_bytes is not None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer_bytes)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)

@@ -69,14 +69,8 @@ def free_port() -> int:
 
 def run_processes(calls: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]], timeout: float) -> list[Any]:
     """Run each call in a forked process of its own and return what they answer; end them all if one fails."""
-    processes, pipes = [], []
-    for target, args in calls:
-        ours, theirs = _context.Pipe()
-        process = _context.Process(target=_body, args=(theirs, target, args), daemon=True)
-        process.start()
-        theirs.close()
-        processes.append(process)
-        pipes.append(ours)
+    started = [start_process(target, args) for target, args in calls]
+    processes, pipes = [process for process, _ in started], [pipe for _, pipe in started]
     try:
         return _collect(pipes, timeout)
     finally:
@@ -85,6 +79,18 @@ def run_processes(calls: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]], t
             if process.is_alive():
                 process.kill()
                 process.join()
+
+
+def start_process(target: Callable[..., Any], args: tuple[Any, ...], *, talks: bool = False) -> tuple[Any, Connection]:
+    """Start a call in a forked process; return it and the pipe on which (failed, answer) comes.
+
+    One that `talks` gets a function as its first argument, with which it may send answers before the last one.
+    """
+    ours, theirs = _context.Pipe()
+    process = _context.Process(target=_body, args=(theirs, target, args, talks), daemon=True)
+    process.start()
+    theirs.close()
+    return process, ours
 
 
 def _collect(pipes: list[Connection], timeout: float) -> list[Any]:
@@ -105,9 +111,10 @@ def _collect(pipes: list[Connection], timeout: float) -> list[Any]:
     return [answers[index] for index in range(len(pipes))]
 
 
-def _body(pipe: Connection, target: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _body(pipe: Connection, target: Callable[..., Any], args: tuple[Any, ...], talks: bool) -> None:
     try:
-        pipe.send((False, target(*args)))
+        told = (lambda what: pipe.send((False, what)),) if talks else ()
+        pipe.send((False, target(*told, *args)))
     except BaseException:
         pipe.send((True, traceback.format_exc()))
 
