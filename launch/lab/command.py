@@ -25,6 +25,7 @@ from isthmus.train.command import parse, print_help
 from isthmus.train.config import Config, run_name
 from isthmus.train.validate import Plan, load_corpus, plan_run
 
+_WIDTH_OF_FILES = 120
 _USAGE = """\
 isthmus lab [OPTION] [GROUP=CHOICE] [KEY=VALUE] ...
 
@@ -54,6 +55,8 @@ def main(argv: Sequence[str]) -> int:
             print(to_yaml(config), end="")
             return EXIT_OK
         console = Console(stderr=command.json)
+        if not console.is_terminal:
+            console = Console(stderr=command.json, width=_WIDTH_OF_FILES)
         with _counting_requests() as stop_requested:
             outcome, code = _lab(config, console, stop_requested)
     except UserError as error:

@@ -57,9 +57,7 @@ def total_of(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def results_table(results: Sequence[dict[str, Any]], total: dict[str, Any]) -> Table:
-    table = Table(
-        "site", "step", "loss", "utilisation", "tokens/s", "s a step", "sent", "received", "exposed s", "rounds"
-    )
+    table = Table("site", "step", "loss", "utilised", "tokens/s", "s/step", "sent", "received", "exposed s", "rounds")
     for result in [*results, total]:
         table.add_row(
             result["site"],
