@@ -25,6 +25,7 @@ from typing import Any
 
 from wan import Wan
 
+TORCHFT = Path(__file__).parent / "torchft_worker.py"
 OVERRIDES = ["model=tiny", "train.sequence_length=256", "train.micro_batch=2"]
 RTT_MS = 50.0
 GRADIENT_BYTES = 4 * 11_014_400
@@ -155,6 +156,27 @@ def flat() -> list[dict[str, Any]]:
     return rows
 
 
+def torchft() -> list[dict[str, Any]]:
+    """Its sync_every must be a multiple of its fragments, and its delay be below their quotient."""
+    rows = []
+    for bandwidth in (5.6, 56.0):
+        for fragments, delay in ((1, 0), (3, 7)):
+            wan = Wan(2, bandwidth_mbps=bandwidth, rtt_ms=RTT_MS)
+            job = {"overrides": [*OVERRIDES[:2], "train.micro_batch=4", "train.global_batch=4"], "steps": 2 * EVERY + 1}
+            answers = wan.run({**job, "every": EVERY, "fragments": fragments, "delay": delay}, script=TORCHFT)
+            wan.close()
+            # The second H steps, in which every fragment crosses once.
+            seconds = max(sum(row["seconds"] for row in answer[-EVERY:]) for answer in answers) / EVERY
+            cpu = statistics.mean(row["cpu_seconds"] for answer in answers for row in answer[1:])
+            row = {"bandwidth_mbps": bandwidth, "fragments": fragments, "delay": delay, "step_seconds": seconds}
+            rows.append({**row, "utilisation": cpu / seconds})
+            print(
+                f"torchft, H {EVERY}, P {fragments}, delay {delay}, {bandwidth:g} Mbit/s: {seconds:.2f} s a step, "
+                f"at most {cpu / seconds:.1%} utilised"
+            )
+    return rows
+
+
 def draw(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
     """Draw utilisation over bandwidth."""
     import plotly.graph_objects as go
@@ -176,8 +198,9 @@ def main() -> None:
         "exact": exact,
         "streaming": streaming,
         "flat": flat,
+        "torchft": torchft,
     }
-    parser.add_argument("parts", nargs="*", choices=[*parts, []], help="what to measure (all)")
+    parser.add_argument("parts", nargs="*", choices=[*parts, []], help="what to measure (all but torchft)")
     parser.add_argument("--out", type=Path, help="JSON of all figures, added to what is there")
     parser.add_argument("--plot", type=Path, help="HTML with utilisation over bandwidth (needs plotly)")
     arguments = parser.parse_args()
@@ -185,7 +208,7 @@ def main() -> None:
     if arguments.out and arguments.out.exists():
         results = json.loads(arguments.out.read_text())
     results["machine"] = platform.platform()
-    for name in arguments.parts or parts:
+    for name in arguments.parts or [name for name in parts if name != "torchft"]:
         results[name] = parts[name]()
         if arguments.out:
             arguments.out.write_text(json.dumps(results, indent=1) + "\n")
