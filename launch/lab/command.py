@@ -141,7 +141,7 @@ def _conclude(
 ) -> tuple[dict[str, Any], int]:
     counts = network.counts()
     results = [
-        site_result(site.name, number, len(sites), site.log, counts, site.process.returncode if site.process else 1)
+        site_result(site.name, number, len(sites), site.log, counts, site.exit_code)
         for number, site in enumerate(sites)
     ]
     total = total_of(results)

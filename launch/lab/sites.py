@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from isthmus.config import to_yaml
-from isthmus.errors import EXIT_OK, EXIT_SITE_LOST
+from isthmus.errors import EXIT_BUG, EXIT_OK, EXIT_SITE_LOST
 from isthmus.files import write_atomically
 from isthmus.launch.lab.network import SiteNetwork
 from isthmus.launch.lab.watch import SiteLog
@@ -37,6 +37,12 @@ class Site:
     log: SiteLog
     console: IO[Any]
     process: "subprocess.Popen[bytes] | None" = None
+
+    @property
+    def exit_code(self) -> int:
+        """The process's, or 128 + the number of the signal that killed it, as a shell has it."""
+        code = self.process.returncode if self.process is not None else EXIT_BUG
+        return code if code >= 0 else 128 - code
 
     @property
     def last_words(self) -> str:
@@ -109,7 +115,7 @@ def run_sites(
 
 def worst_exit_code(sites: Sequence[Site]) -> int:
     """Return the code of the site that failed; that another was lost is only a consequence."""
-    codes = [site.process.returncode for site in sites if site.process is not None]
+    codes = [site.exit_code for site in sites]
     failed = [code for code in codes if code != EXIT_OK]
     causes = [code for code in failed if code != EXIT_SITE_LOST]
     return (causes or failed or [EXIT_OK])[0]

@@ -54,7 +54,7 @@ class LaneUser:
         counted = self.lane.bytes_by_site()
         figures = [counted[peer][way] - self._counted[peer][way] for peer in self._peers for way in (0, 1)]
         self._counted = dict(counted)
-        totals = engine.sum_over_ranks(torch.tensor(figures, dtype=torch.float64)).tolist()
+        totals = engine.sum_over_ranks(torch.tensor(figures)).tolist()
         seconds = torch.tensor([self._exposed_seconds, self.transfer_seconds], dtype=torch.float64)
         exposed, transfer = engine.max_over_ranks(seconds).tolist()
         self._exposed_seconds = self.transfer_seconds = 0.0
