@@ -1,5 +1,6 @@
 """`isthmus launch`: several ranks on this machine, checked once before any of them starts."""
 
+import json
 import logging
 import os
 import sys
@@ -8,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from isthmus.config import compose, load_resolved, to_yaml
-from isthmus.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, UserError
+from isthmus.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, EXIT_SITE_LOST, UserError
 from isthmus.files import write_atomically
 from isthmus.processes import DIE_WITH_PARENT
 from isthmus.train.command import parse, print_help
@@ -57,6 +58,16 @@ def _take_processes(overrides: Sequence[str]) -> tuple[int, list[str]]:
     return int(value), rest
 
 
+def _exit_code_of(folder: Path, first: int) -> int:
+    """Return what the outcome says: the first rank to leave may only have felt what another one knows."""
+    try:
+        outcome = json.loads((folder / "outcome.json").read_text())
+    except (OSError, ValueError):
+        return first
+    lost = first == EXIT_BUG and outcome.get("exit_code") == EXIT_SITE_LOST
+    return EXIT_SITE_LOST if lost else first
+
+
 def _run_ranks(processes: int, arguments: list[str], folder: Path) -> int:
     """Run torchrun's agent in this process, so that its failure report does not bury the run's own message."""
     from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
@@ -86,7 +97,7 @@ def _run_ranks(processes: int, arguments: list[str], folder: Path) -> int:
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
             if failure.exitcode > 0:
-                return failure.exitcode  # the rank has written why
+                return _exit_code_of(folder, failure.exitcode)  # the rank has written why
             # Ended by a signal, it could not say anything itself.
             print(f"isthmus: rank {rank} ended by {failure.signal_name()}; see {folder}/logs", file=sys.stderr)
             return EXIT_BUG

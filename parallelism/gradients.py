@@ -1,5 +1,6 @@
 """Gradient buckets: one flat stretch of gradients, announced as soon as its reduction inside the site has begun."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -86,26 +87,26 @@ def announce_buckets(
     buckets: list[GradientBucket] = []
     for chunk in chunks:
         for group in (*chunk.bucket_groups, *chunk.expert_parallel_bucket_groups):
-            bucket = GradientBucket(index=len(buckets), slices=list(_owned(group, pieces)), wait=_waiter(group))
-            group.start_grad_sync = _announcing(group.start_grad_sync, bucket, callback)
+            bucket = GradientBucket(index=len(buckets), slices=list(_owned(group, pieces)), wait=_already_reduced)
+            group.start_grad_sync = _announcing(group, bucket, callback)
             buckets.append(bucket)
     return buckets
 
 
-def _announcing(start: Callable[..., None], bucket: GradientBucket, callback: BucketReady) -> Callable[..., None]:
+def _announcing(group: Any, bucket: GradientBucket, callback: BucketReady) -> Callable[..., None]:
+    start = group.start_grad_sync
+
     def start_and_announce(*args: Any, **kwargs: Any) -> None:
         start(*args, **kwargs)
-        callback(bucket)
+        # Taken now: Megatron forgets the handle when it has waited itself, on a GPU for its own stream only.
+        handle = group.grad_reduce_handle
+        callback(bucket if handle is None else dataclasses.replace(bucket, wait=handle.wait))
 
     return start_and_announce
 
 
-def _waiter(group: Any) -> Callable[[], None]:
-    def wait() -> None:
-        if (handle := group.grad_reduce_handle) is not None:
-            handle.wait()
-
-    return wait
+def _already_reduced() -> None:
+    """There was nothing to reduce, or it was done at once."""
 
 
 def _owned(group: Any, pieces: dict[torch.nn.Parameter, list[Piece]]) -> Iterator[tuple[Slice, Tensor]]:

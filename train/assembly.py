@@ -72,7 +72,8 @@ def build_run(config: Config, plan: Plan, world: World, console: Console, stop: 
         if world.rank == 0:
             stack.enter_context(only_writer(plan.folder))
             # An earlier attempt's outcome must not be taken for this one's, should this one die without a word.
-            write_json(plan.folder / "outcome.json", {"status": "running", "rank": 0, "process": os.getpid()})
+            ours = {"status": "running", "rank": 0, "process": os.getpid(), "launcher": os.getppid()}
+            write_json(plan.folder / "outcome.json", ours)
         _log_to_file(plan, world)
         corpus = load_corpus(config, plan)
         tell = (lambda line: console.print(line, highlight=False)) if world.rank == 0 else logging.info

@@ -110,7 +110,7 @@ PER_SITE = (
 
 def run_name(config: Config) -> str:
     """Return `run.name`, or a name that is the same whenever the same run is composed, in every site."""
-    without = ["run", "lane", *(name for name in PER_SITE if name.startswith("sites."))]
+    without = ["run", "lane", *(name for name in PER_SITE if not name.startswith(("run.", "lane.")))]
     return config.run.name or f"{config.run.prefix or config.model.name}-{fingerprint(config, without=without)}"
 
 

@@ -47,12 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return _train(config, plan, command)
     except UserError as error:
-        _finish(plan, rank, "refused", error.exit_code, error=str(error))
-        if rank == 0:
-            print(f"isthmus: {error}", file=sys.stderr, flush=True)
-        else:
-            # torchrun ends all ranks when the first leaves: rank 0 must have had the time to say why.
+        if rank:
+            # Mostly all ranks meet the same error, and rank 0 says it; torchrun ends all when the first leaves.
+            logging.error("rank %d: %s", rank, error)
             time.sleep(5)
+        _finish(plan, rank, "refused", error.exit_code, error=str(error))
+        print(f"isthmus: {f'rank {rank}: ' if rank else ''}{error}", file=sys.stderr, flush=True)
         return error.exit_code
     except LaneError as error:
         _finish(plan, rank, "failed", EXIT_SITE_LOST, error=str(error))
@@ -83,7 +83,12 @@ def _train(config: Config, plan: Plan, command: Command) -> int:
     console = Console(stderr=command.json, soft_wrap=True)
     stop = StopRequest()
     with stop.listening(), build_run(config, plan, world, console, stop) as run:
-        completed = train(run)
+        try:
+            completed = train(run)
+        except LaneError as error:
+            # Before this rank leaves its site's groups: what the other ranks then meet is a consequence.
+            _finish(plan, world.rank, "failed", EXIT_SITE_LOST, error=str(error))
+            raise
         metrics = getattr(run.observer, "metrics", None)
         summary: dict[str, Any] = metrics.last if metrics else {}
     status, code = ("completed", EXIT_OK) if completed else ("interrupted", EXIT_INTERRUPTED)
@@ -103,13 +108,15 @@ def _finish(plan: Plan | None, rank: int, status: str, code: int, **details: Any
     It begins as "running". A run that was refused leaves another's outcome alone; and since one rank's failure makes
     the others fail too, only the first is kept: it is the cause.
     """
-    if plan is None or (rank and status != "failed"):
+    if plan is None or (rank and status not in ("failed", "refused")):
         return
     path = plan.folder / "outcome.json"
     with suppress(OSError, ValueError):
         before = json.loads(path.read_text())
-        ours = before.get("process") == os.getpid()
-        if (status == "refused" and not ours) or (status == "failed" and before["status"] != "running"):
+        ours = before.get("launcher") == os.getppid() if rank else before.get("process") == os.getpid()
+        # That a site was lost explains what looks like a bug of ours on the ranks that did not see it.
+        undecided = before["status"] == "running" or (code == EXIT_SITE_LOST and before["exit_code"] == EXIT_BUG)
+        if (status == "refused" and not ours) or (status == "failed" and not undecided):
             return
     with suppress(OSError):
         write_json(path, {"status": status, "exit_code": code, "rank": rank, **details})

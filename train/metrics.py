@@ -116,6 +116,7 @@ class Metrics:
             "wan/transfer_seconds": "wan_transfer_seconds",
             "speed/site_exposed_seconds": "site_exposed_seconds",
             "wan/rounds": "round",
+            "wan/rounds_refused": "rounds_refused",
         }
         for chart, name in charts.items():
             if row.get(name) is not None:
@@ -130,13 +131,13 @@ class Metrics:
 
 
 def _add(total: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
-    """Add up bytes and seconds, also of single links; the number of the round is where it stands."""
+    """Add up bytes and seconds, also of single links; the numbers of rounds are where they stand."""
     added = dict(total)
     for name, figure in more.items():
         if isinstance(figure, dict):
             added[name] = _add(total.get(name, {}), figure)
         else:
-            added[name] = figure if name == "round" else total.get(name, 0) + figure
+            added[name] = figure if name.startswith("round") else total.get(name, 0) + figure
     return added
 
 

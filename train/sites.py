@@ -31,7 +31,7 @@ def join_sites(
     if config.sync.kind is SyncKind.none:
         yield NoSync()
         return
-    attendance = Attendance(run=run_name(config), world_size=world_size, rank=rank, config=_shared(config))
+    attendance = Attendance(run=run_name(config), world_size=world_size, rank=rank, config=shared_keys(config))
     with meet(config.sites, config.lane, attendance, tell=tell) as lane:
         tell(f"{config.sites.name} has met {', '.join(name for name in lane.names if name != config.sites.name)}")
         sync = build_sync(config, lane)
@@ -77,7 +77,7 @@ def _outer_rule(sync: SyncConfig) -> OuterRule:
     )
 
 
-def _shared(config: Config) -> dict[str, object]:
+def shared_keys(config: Config) -> dict[str, object]:
     """Return every key that must be the same in all sites."""
     keys = flat(to_plain(config))
     return {

@@ -57,6 +57,12 @@ def plan_run(config: Config, world_size: int, local_world_size: int | None = Non
     validate_sync(config.sync, config.model, config.parallel)
     validate_sites(config.sites, config.lane, config.sync, config.parallel, topology)
     names = config.sites.names if config.sync.kind is not SyncKind.none else []
+    if names and config.lane.deadline_seconds >= config.train.timeout_seconds:
+        raise UserError(
+            f"is {config.lane.deadline_seconds:g}, train.timeout_seconds {config.train.timeout_seconds:g}",
+            where="lane.deadline_seconds",
+            fix="it must be shorter, so that the lane is what speaks of a lost site",
+        )
     validate_batch(topology, config.train.global_batch, config.train.micro_batch, sites=max(len(names), 1))
     _validate_machine(config, local_world_size or world_size)
     _validate_optim(config.optim)

@@ -69,6 +69,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _lab(config: LabRunConfig, console: Console, stop_requested: Callable[[], int]) -> tuple[dict[str, Any], int]:
     lab = config.lab
+    _refuse_what_the_lab_sets(config)
     links = _links(lab)
     if config.train.threads is None:
         config.train.threads = max(1, (os.cpu_count() or 1) // (len(links.names) * lab.ranks_per_site))
@@ -152,6 +153,13 @@ def _conclude(
     console.print(f"everything is in {folder}", highlight=False)
     code = EXIT_INTERRUPTED if interrupted else worst_exit_code(sites)
     return {"folder": str(folder), "sites": results, "total": total}, code
+
+
+def _refuse_what_the_lab_sets(config: LabRunConfig) -> None:
+    for section, names in (("sites", ("name", "names", "store", "host")), ("lane", ("interface",))):
+        for name in names:
+            if getattr(getattr(config, section), name):
+                raise UserError("is set by the lab", where=f"{section}.{name}", fix="leave it out; see lab.links")
 
 
 def _links(lab: LabConfig) -> Links:

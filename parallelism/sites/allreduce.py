@@ -174,7 +174,9 @@ class AllReduce:
             self._add(arrived, total_NB, self._own_NB[first:last])
             finite = _is_finite(total_NB)  # finite numbers may have an infinite sum
         if finite:
-            message = self._outboxes[-1].fill(self._feedback[-1].encode(total_NB, self._scratch_NB))
+            payload = self._feedback[-1].encode(total_NB, self._scratch_NB)
+            finite = _is_finite(self._scratch_NB)  # and rounding may make it so
+            message = self._outboxes[-1].fill(payload) if finite else _REFUSAL
             total_NB.copy_(self._scratch_NB)
         exchange = self._lane.exchange(tag + 1, dict.fromkeys(arrived, message))
         self._submit(self._couriers.gather, finished, self._gather, exchange, finite, finished)

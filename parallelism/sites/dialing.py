@@ -4,7 +4,7 @@ import fcntl
 import socket
 import struct
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from isthmus.errors import UserError
@@ -47,6 +47,7 @@ class Listener:
             _prepare(server, buffer_bytes, congestion)  # the window scale is settled when a caller comes
             try:
                 server.bind((host, port))
+                server.listen(256)
             except OSError as error:
                 server.close()
                 if error.errno in (98, 13) and port_range:
@@ -55,7 +56,6 @@ class Listener:
                 raise UserError(
                     f"cannot listen on {host}: {reason}", where="lane.interface", fix="name an own one"
                 ) from None
-            server.listen(256)
             return cls(server)
         raise UserError(f"{first}-{last} has no free port", where="lane.port_range", fix="one port a rank is needed")
 
@@ -113,8 +113,9 @@ def dial(listener: Listener, party: Party, addresses: Mapping[int, Address], wai
             for stream in range(party.streams):
                 found[site][stream] = _call(party, site, stream, addresses[site], deadline)
         callers = range(party.site)
+        known = {addresses[site][0] for site in callers}
         while missing := [site for site in callers if len(found[site]) < party.streams]:
-            _answer(listener, party, found, missing, deadline)
+            _answer(listener, party, found, missing, deadline, known)
     except BaseException:
         for streams in found.values():
             for connection, _ in streams.values():
@@ -151,7 +152,14 @@ def _call(party: Party, site: int, stream: int, address: Address, deadline: floa
         time.sleep(_PAUSE_SECONDS)
 
 
-def _answer(listener: Listener, party: Party, found: Connections, missing: Sequence[int], deadline: float) -> None:
+def _answer(
+    listener: Listener,
+    party: Party,
+    found: Connections,
+    missing: Sequence[int],
+    deadline: float,
+    known: Collection[str],
+) -> None:
     """Take one call; whoever is not of this lane is dropped."""
     left = deadline - time.monotonic()
     names = ", ".join(party.names[site] for site in missing)
@@ -159,7 +167,7 @@ def _answer(listener: Listener, party: Party, found: Connections, missing: Seque
         raise LaneError(names, party.lane, f"did not connect to {listener.address[0]}:{listener.address[1]}")
     listener.server.settimeout(left)
     try:
-        connection, _ = listener.server.accept()
+        connection, caller = listener.server.accept()
     except TimeoutError:
         return
     _tune(connection)
@@ -170,7 +178,9 @@ def _answer(listener: Listener, party: Party, found: Connections, missing: Seque
         other = shake_hands(connection, mine, token=party.token, calling=False, seconds=seconds)
     except WrongTokenError:
         connection.close()
-        raise _other_token(names) from None
+        if caller[0] in known:
+            raise _other_token(names) from None
+        return  # a stranger's: it must not be able to end the run
     except (OSError, StrangerError):
         connection.close()
         return

@@ -8,6 +8,7 @@ import struct
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -30,14 +31,13 @@ class _Bucket:
     def __init__(
         self, bucket: GradientBucket, make: Callable[[Tensor, list[tuple[int, int]]], AllReduce], block: int, sites: int
     ) -> None:
-        self.bucket = bucket
         self.views = [view for _, view in bucket.slices]
         self.layout = BlockLayout([view.numel() for view in self.views], block)
         device = self.views[0].device
         self.reduction = make(self.layout.buffer(device), self.layout.split(sites))
 
-    def prepare(self) -> None:
-        self.bucket.wait()
+    def prepare(self, wait: Callable[[], None]) -> None:
+        wait()
         self.layout.pack(self.views, self.reduction.values_NB)
 
     def finish(self) -> None:
@@ -84,7 +84,7 @@ class ExactSync:
             UserError: they do not.
         """
         self._step = step
-        self._user.begin(step)
+        self._user.begin(step, self._engine)
         self._user.compare(self._parameters(), f"at the start, after step {step}", self._engine)
 
     def reduce(self, step: int, loss: StepLoss) -> StepLoss:
@@ -144,6 +144,8 @@ class ExactSync:
     def _conclude(self, step: int, last: bool) -> None:
         if self._verify_every and (step % self._verify_every == 0 or last):
             self._user.compare(self._parameters(), f"after step {step}", self._engine)
+        elif last:
+            self._user.broadcast(b"")  # nobody leaves while something of its own is still on the way
 
     def _ready(self, bucket: GradientBucket) -> None:
         """Called from within the backward pass of step `self._step + 1`."""
@@ -151,7 +153,7 @@ class ExactSync:
         if ours is None:
             return
         tag = (self._step + 1) * TAGS_PER_ROUND + 2 * bucket.index
-        self._running.append((ours, ours.reduction.start(tag, ours.prepare)))
+        self._running.append((ours, ours.reduction.start(tag, partial(ours.prepare, bucket.wait))))
 
     def _send_loss(self, step: int, loss: StepLoss) -> Exchange:
         peers = [site for site in range(len(self._lane.names)) if site != self._lane.site]

@@ -9,6 +9,7 @@ import json
 import secrets
 import socket
 import struct
+import time
 from dataclasses import dataclass
 
 _MAGIC = b"isthmus1"
@@ -46,10 +47,11 @@ def shake_hands(
         WrongTokenError: its secret is another.
         OSError: the connection broke, or took longer than `seconds`.
     """
+    until = time.monotonic() + seconds
     connection.settimeout(seconds)
     nonce = secrets.token_bytes(_NONCE_BYTES)
     connection.sendall(_MAGIC + nonce)
-    answer = _receive(connection, len(_MAGIC) + _NONCE_BYTES)
+    answer = _receive(connection, len(_MAGIC) + _NONCE_BYTES, until)
     if answer[: len(_MAGIC)] != _MAGIC:
         raise StrangerError("it does not speak isthmus")
     theirs = answer[len(_MAGIC) :]
@@ -57,11 +59,11 @@ def shake_hands(
     head = json.dumps([mine.site, mine.lane, mine.stream]).encode()
     message = _LENGTH.pack(len(head)) + head + mine.hello
     connection.sendall(_LENGTH.pack(len(message)) + _seal(token, calling, ours_first, message) + message)
-    (length,) = _LENGTH.unpack(_receive(connection, _LENGTH.size))
+    (length,) = _LENGTH.unpack(_receive(connection, _LENGTH.size, until))
     if not _LENGTH.size <= length <= _LONGEST:
         raise StrangerError(f"its introduction is {length} bytes long")
-    seal = _receive(connection, _SEAL_BYTES)
-    message = _receive(connection, length)
+    seal = _receive(connection, _SEAL_BYTES, until)
+    message = _receive(connection, length, until)
     if not hmac.compare_digest(seal, _seal(token, not calling, ours_first, message)):
         raise WrongTokenError
     connection.settimeout(None)
@@ -77,9 +79,11 @@ def _seal(token: bytes, calling: bool, nonces: bytes, message: bytes) -> bytes:
     return hmac.digest(token or b"none", (b"caller" if calling else b"called") + nonces + message, "sha256")
 
 
-def _receive(connection: socket.socket, count: int) -> bytes:
+def _receive(connection: socket.socket, count: int, until: float) -> bytes:
     received = bytearray()
     while len(received) < count:
+        # One limit for all: a stranger could send a byte now and then for ever.
+        connection.settimeout(max(until - time.monotonic(), 0.001))
         part = connection.recv(count - len(received))
         if not part:
             raise ConnectionResetError("the connection was closed")

@@ -59,6 +59,10 @@ class Lane(Protocol):
         """Call `callback` once, on a thread of the lane's, when a first message with this tag has come from anyone."""
         ...
 
+    def pulse(self) -> None:
+        """Let the other sites know that this one still trains, should it have been silent for long."""
+        ...
+
     def exchange(self, tag: int, payloads: Mapping[int, Buffer]) -> Exchange:
         """Send each payload to its site, and expect one message of the same tag (64 bits, used once) from each.
 

@@ -104,7 +104,7 @@ class LocalSync:
         if step == 0:
             for fragment in self._present():
                 torch._foreach_copy_(fragment.outer, fragment.inner)
-        self._user.begin(step)
+        self._user.begin(step, self._engine)
         self._user.compare(self._outer_state(), f"at the start, after step {step}", self._engine)
 
     def reduce(self, step: int, loss: StepLoss) -> StepLoss:
@@ -157,7 +157,7 @@ class LocalSync:
         return self._user.stop_after(self._engine, step, wanted)
 
     def report(self) -> dict[str, Any]:
-        return self._user.report(self._engine)
+        return {**self._user.report(self._engine), "rounds_refused": self.failed_rounds}
 
     def close(self) -> None:
         self._couriers.close()

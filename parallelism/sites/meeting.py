@@ -1,9 +1,9 @@
 """How the ranks of several sites find each other, and refuse to train together unless they are one run.
 
-Rank 0 of the hosting site opens a store. Every rank writes there the address on which its lane listens, under the run's
-name and an incarnation that is drawn anew whenever the store is opened, so that what is left of an earlier attempt is
-never met. Rank r of each site reads the addresses of the ranks r only. All else (who are you, do you know the secret,
-is your configuration mine) is settled on the lane's own connections.
+Rank 0 of the hosting site opens a store. Every rank writes there the address on which its lane listens, under an
+incarnation that is drawn anew whenever the store is opened, so that what is left of an earlier attempt is never met.
+Rank r of each site reads the addresses of the ranks r only. All else (who are you, do you know the secret, is your run
+and its configuration mine) is settled on the lane's own connections: only there can it be said what differs.
 """
 
 import json
@@ -108,8 +108,8 @@ def _attend(
     while True:
         store = _open_store(sites, hosting, deadline, tell if attendance.rank == 0 else _silent)
         with suppress(DistStoreError, RuntimeError):
-            incarnation = _incarnation(store, attendance.run, hosting)
-            prefix = f"isthmus/{attendance.run}/{incarnation}"
+            incarnation = _incarnation(store, hosting)
+            prefix = f"isthmus/{incarnation}"
             mine = json.dumps(address)
             key = f"{prefix}/{sites.name}/{attendance.rank}"
             if store.compare_set(key, "", mine).decode() == mine:
@@ -143,8 +143,8 @@ def _open_store(sites: SitesConfig, hosting: bool, deadline: float, tell: Callab
         time.sleep(_PAUSE_SECONDS)
 
 
-def _incarnation(store: TCPStore, run: str, hosting: bool) -> str:
-    key = f"isthmus/{run}/incarnation"
+def _incarnation(store: TCPStore, hosting: bool) -> str:
+    key = "isthmus/incarnation"
     if hosting:
         store.set(key, secrets.token_hex(8))
     return store.get(key).decode()
@@ -171,8 +171,6 @@ def _others(
 
 def _compare(other: str, ours: Attendance, incarnation: str, hello: bytes) -> None:
     theirs = json.loads(hello)
-    if (theirs["run"], theirs["incarnation"]) != (ours.run, incarnation):
-        raise UserError(f"{other} is in another run, {theirs['run']}", where="run.name", fix="start all sites anew")
     if theirs["ranks"] != ours.world_size:
         raise UserError(
             f"{ours.world_size} ranks here and {theirs['ranks']} in {other}",
@@ -190,6 +188,8 @@ def _compare(other: str, ours: Attendance, incarnation: str, hello: bytes) -> No
         )
         more = f" and {len(differing) - 8} more" if len(differing) > 8 else ""
         raise UserError(f"{other} is configured differently in {shown}{more}", where="sites", fix="make them equal")
+    if (theirs["run"], theirs["incarnation"]) != (ours.run, incarnation):
+        raise UserError(f"{other} is in another run, {theirs['run']}", where="run.name", fix="start all sites anew")
 
 
 def _value(config: Mapping[str, Any], key: str) -> str:

@@ -1,5 +1,6 @@
 """What exact and local sync have in common: numbering, timing, counting, and the proof that sites agree."""
 
+import struct
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from isthmus.parallelism.sites.lane import Lane
 from isthmus.parallelism.slices import Slice
 
 TAGS_PER_ROUND = 1 << 24
+_STEP = struct.Struct("<Q")
 
 
 class LaneUser:
@@ -40,14 +42,28 @@ class LaneUser:
         finally:
             self._exposed_seconds += time.perf_counter() - started
 
-    def begin(self, step: int) -> None:
-        """Training starts after this step."""
+    def begin(self, step: int, engine: Engine) -> None:
+        """Training starts after this step, in all sites alike.
+
+        Raises:
+            UserError: another site would start after another one.
+        """
+        steps = [int(_STEP.unpack(message)[0]) for message in self.broadcast(_STEP.pack(step))]
+        if any(other != step for other in steps):
+            listed = ", ".join(f"{name} after step {at}" for name, at in zip(self.lane.names, steps, strict=True))
+            raise UserError(
+                f"they would go on from different steps: {listed}", where="sites", fix="resume from one step"
+            )
         self._stop.begin(step)
 
     def stop_after(self, engine: Engine, step: int, wanted: bool) -> bool:
         """Return whether all sites stop after this step; `wanted` is the same on all ranks of this site."""
+        self.lane.pulse()
         # One lane is enough: two could come to different answers.
-        return engine.any_rank(engine.rank == 0 and self._stop.stop_after(step, wanted))
+        stop = engine.any_rank(engine.rank == 0 and self._stop.stop_after(step, wanted))
+        if stop:
+            self.broadcast(b"")  # nobody leaves while something of its own is still on the way
+        return stop
 
     def report(self, engine: Engine) -> dict[str, Any]:
         """Return what happened since the last report: bytes of all ranks of the site, the longest wait of one."""
@@ -92,11 +108,14 @@ class LaneUser:
                 fix="a bit has flipped or a rank computes wrongly: stop all, resume from a verified checkpoint",
             )
         digests = self.broadcast(digest(parts))
-        ours = digests[self.lane.site]
-        others = [name for name, other in zip(self.lane.names, digests, strict=True) if other != ours]
-        if others:
+        differing = [number for number, other in enumerate(digests) if other != digests[self.lane.site]]
+        # One lane sees it, all ranks must say it: the others would only notice that this one is gone.
+        seen = torch.tensor([engine.rank + 1 if differing else 0, sum(1 << number for number in differing)])
+        lane, sites = (int(value) for value in engine.max_over_ranks(seen).tolist())
+        if lane:
+            others = ", ".join(name for number, name in enumerate(self.lane.names) if sites >> number & 1)
             raise UserError(
-                f"the parameters differ between {self.lane.names[self.lane.site]} and {', '.join(others)} {when}",
-                where=f"lane {engine.rank}",
+                f"the parameters differ between {self.lane.names[self.lane.site]} and {others} {when}",
+                where=f"lane {lane - 1}",
                 fix="a bit has flipped or sites run different code: stop all, resume from a verified checkpoint",
             )

@@ -103,9 +103,9 @@ def validate_sites(
             raise UserError(f"{sites.name!r} is none of {', '.join(names)}", where="sites.name", fix="choose one")
         _validate_name(sites.name)
         return
-    if topology.data > 1 and not parallel.distributed_optimizer:
+    if topology.data * topology.context > 1 and not parallel.distributed_optimizer:
         raise UserError(
-            f"each of {topology.data} data-parallel ranks would send a copy of everything",
+            f"each of {topology.data * topology.context} data-parallel ranks would send a copy of everything",
             where="parallel.distributed_optimizer=false",
             fix="between sites use the distributed optimizer, whose ranks send a part each",
         )

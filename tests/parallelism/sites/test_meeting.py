@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 from support.ranks import free_port
 
+from isthmus.config import compose
 from isthmus.errors import UserError
 from isthmus.parallelism.sites.config import LaneConfig, SitesConfig
 from isthmus.parallelism.sites.meeting import Attendance, meet
+from isthmus.train.config import Config, run_name
+from isthmus.train.sites import shared_keys
 
 NAMES = ["oregon", "iowa"]
 CONFIG: dict[str, Any] = {"model.hidden_size": 64, "train.steps": 10, "train.seed": 0}
@@ -62,6 +65,24 @@ def test_what_differs_is_named(changes: dict[str, Any], expected: str) -> None:
     first, second = both({}, changes)
     assert expected in first
     assert "oregon" in second
+
+
+def test_runs_whose_default_names_follow_from_what_differs_still_meet_and_say_it() -> None:
+    def described(words: list[str]) -> dict[str, Any]:
+        common = ["train.steps=2", "sync=local", f"sites.names=[{','.join(NAMES)}]"]
+        config = compose(Config, "train", [*common, *words])
+        return {"run": run_name(config), "config": shared_keys(config)}
+
+    first, second = both(described([]), described(["sync.every=20", "train.threads=1"]))
+    assert "sync.every (30 here, 20 there)" in first
+    assert "sync.every (20 here, 30 there)" in second
+    assert "train.threads" not in first
+    assert both(described([]), described(["train.threads=1", "log.tensorboard=false"])) == [NAMES, NAMES]
+
+
+def test_another_run_is_refused() -> None:
+    first, _ = both({}, {"run": "another"})
+    assert "iowa is in another run, another" in first
 
 
 def test_the_secret_must_be_the_same(tmp_path: Path) -> None:
