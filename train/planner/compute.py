@@ -3,7 +3,8 @@
 b samples of s tokens, tensor size t, context size c: every matrix product has b s / c rows.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from isthmus.train.planner.kernels import Device, Group, all_reduce, all_to_all, gather, group_of
 from isthmus.train.planner.layout import Layout
@@ -69,7 +70,14 @@ def _products(shape: Shape, layout: Layout, tokens: float) -> list[tuple[float, 
 
 
 def layer_times(shape: Shape, layout: Layout, device: Device) -> LayerTimes:
-    """Return the seconds of one layer for one microbatch."""
+    """Return the seconds of one layer for one microbatch; they depend on neither depth, pipeline nor data size."""
+    return _layer_times(
+        replace(shape, layers=1), replace(layout, pipeline=1, virtual_pipeline=1, data=1, global_batch=1), device
+    )
+
+
+@lru_cache(maxsize=20_000)
+def _layer_times(shape: Shape, layout: Layout, device: Device) -> LayerTimes:
     tokens = layout.micro_batch * layout.sequence_length / layout.context
     products = _products(shape, layout, tokens)
     matmul_forward = sum(device.matmul(m, n, k, batch=b) for m, n, k, b in products)

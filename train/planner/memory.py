@@ -1,7 +1,7 @@
 """Bytes of one rank, by kind, on the fullest pipeline stage."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from isthmus.train.planner.layout import Layout, Sync
 from isthmus.train.planner.shape import Shape
@@ -100,8 +100,7 @@ def memory(shape: Shape, layout: Layout, sync: Sync, microbatches: int) -> Memor
     last = kept * shape.layers / layout.pipeline
     working = 0.0
     if layout.recompute == "full":  # one layer at a time is there in full
-        whole = Layout(**{**_fields(layout), "recompute": "none"})
-        working = layer_activation_bytes(shape, whole)
+        working = layer_activation_bytes(shape, replace(layout, recompute="none"))
     if layout.pipeline > 1:
         activations, shown_logits = (last, logits) if last + logits > first else (first, 0.0)
     else:
@@ -126,10 +125,6 @@ def _sync_bytes(sync: Sync, owned: float, layout: Layout) -> tuple[float, float]
     if sync.kind == "exact":
         return 0.0, values * owned
     return 12.0 * owned, values * owned  # outer parameters, momentum and deltas (parallelism/sites/local.py)
-
-
-def _fields(layout: Layout) -> dict[str, object]:
-    return {entry.name: getattr(layout, entry.name) for entry in fields(layout)}
 
 
 def checkpoint_bytes(shape: Shape) -> float:

@@ -97,7 +97,7 @@ def at_budget(law: Loss, flops: float, params: float, inference_tokens: float = 
 
 
 def _on_budget(law: Loss, flops: float) -> Optimum:
-    """Minimise over ln N by a coarse scan and golden sections: nothing is assumed but one valley near the best point."""
+    """Minimise over ln N by a coarse scan and golden sections: only one valley near the best point is assumed."""
     best = min((at_budget(law, flops, 10 ** (i / 20)) for i in range(60, 20 * 15)), key=lambda point: point.loss)
     low, high = math.log(best.params) - 0.25, math.log(best.params) + 0.25
     golden = (math.sqrt(5) - 1) / 2

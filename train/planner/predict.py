@@ -50,6 +50,16 @@ class Prediction:
         return self.memory.total <= self.memory_limit_bytes
 
 
+@dataclass(frozen=True, kw_only=True)
+class Alone:
+    """A step of a site without the links: seconds, their parts, the last backward pass, idle / busy of the pipeline."""
+
+    seconds: float
+    parts: Mapping[str, float]
+    window_seconds: float
+    bubble: float
+
+
 def predict(shape: Shape, layout: Layout, cluster: Cluster, sync: Sync | None = None) -> Prediction:
     """Return what this layout does on this cluster, every site with the same layout; nothing is searched.
 
@@ -57,30 +67,32 @@ def predict(shape: Shape, layout: Layout, cluster: Cluster, sync: Sync | None = 
         UserError: the layout does not fit the model's shape, a site's accelerators, the links or the batch.
     """
     sync = sync or Sync()
-    sites = len(cluster.sites)
     check(shape, layout, cluster, sync)
-    slowest: tuple[float, dict[str, float], float, float] | None = None
-    for site in cluster.sites:
-        timed = _site_step(shape, layout, site, sites)
-        if slowest is None or timed[0] > slowest[0]:
-            slowest = timed
-    assert slowest is not None
-    alone, parts, window, bubble = slowest
-    routed = cluster.routed() if sites > 1 and sync.kind != "none" else cluster
-    device = _device(cluster.sites[0], layout)
-    owned = sum(rank_params(shape, layout)) / (layout.data * layout.context if layout.distributed_optimizer else 1)
+    routed = cluster.routed() if len(cluster.sites) > 1 else cluster
+    return with_links(shape, layout, routed, sync, step_alone(shape, layout, cluster))
+
+
+def step_alone(shape: Shape, layout: Layout, cluster: Cluster) -> Alone:
+    """Return the step of the slowest site; of equal sites one is enough."""
+    sites = len(cluster.sites)
+    kinds = {(site.accelerator, site.measured, site.slowdown): site for site in cluster.sites}
+    return max((_site_step(shape, layout, site, sites) for site in kinds.values()), key=lambda alone: alone.seconds)
+
+
+def with_links(shape: Shape, layout: Layout, routed: Cluster, sync: Sync, alone: Alone) -> Prediction:
+    """Return the whole step: `alone`, and what waits for the links of a cluster that has one for every pair."""
+    params = sum(rank_params(shape, layout))
+    owned = params / (layout.data * layout.context if layout.distributed_optimizer else 1)
     crossed = crossing.crossing(
         shape.params,
         sync,
         routed,
-        step_seconds=alone,
-        window_seconds=window,
-        buckets=max(1, math.ceil(sum(rank_params(shape, layout)) / _BUCKET_PARAMS)),
-        codec_seconds=codec_seconds(device, owned, sync, sites),
+        step_seconds=alone.seconds,
+        window_seconds=alone.window_seconds,
+        buckets=max(1, math.ceil(params / _BUCKET_PARAMS)),
+        codec_seconds=codec_seconds(_device(routed.sites[0], layout), owned, sync, len(routed.sites)),
     )
-    return _assemble(
-        shape, layout, cluster, sync, alone, {**parts, "cross_site": crossed.exposed_seconds}, bubble, window, crossed
-    )
+    return _assemble(shape, layout, routed, sync, alone, crossed)
 
 
 def codec_seconds(device: Device, owned: float, sync: Sync, sites: int) -> float:
@@ -140,8 +152,7 @@ def _device(site: Site, layout: Layout) -> Device:
     return Device(site.accelerator, site.measured, layout.precision)
 
 
-def _site_step(shape: Shape, layout: Layout, site: Site, sites: int) -> tuple[float, dict[str, float], float, float]:
-    """Return (seconds, parts, seconds of the last backward pass, bubble) of a step inside one site."""
+def _site_step(shape: Shape, layout: Layout, site: Site, sites: int) -> Alone:
     device = _device(site, layout)
     node = site.accelerator.node_size
     times = layer_times(shape, layout, device)
@@ -173,7 +184,7 @@ def _site_step(shape: Shape, layout: Layout, site: Site, sites: int) -> tuple[fl
         "straggler": straggler,
     }
     parts["compute"] += m * (fullest - per_stage)
-    return sum(parts.values()), parts, backward, bubble_seconds / busy
+    return Alone(seconds=sum(parts.values()), parts=parts, window_seconds=backward, bubble=bubble_seconds / busy)
 
 
 def expected_lag(ranks: int) -> float:
@@ -243,17 +254,9 @@ def _reductions(shape: Shape, layout: Layout, device: Device, backward: float) -
 
 
 def _assemble(
-    shape: Shape,
-    layout: Layout,
-    cluster: Cluster,
-    sync: Sync,
-    alone: float,
-    parts: dict[str, float],
-    bubble: float,
-    window: float,
-    crossed: crossing.Crossing,
+    shape: Shape, layout: Layout, cluster: Cluster, sync: Sync, alone: Alone, crossed: crossing.Crossing
 ) -> Prediction:
-    step = alone + crossed.exposed_seconds
+    step = alone.seconds + crossed.exposed_seconds
     ranks = layout.ranks * len(cluster.sites)
     tokens = layout.global_batch * layout.sequence_length
     model_flops = shape.model_flops_per_token(layout.sequence_length) * tokens
@@ -266,19 +269,19 @@ def _assemble(
     per_rank = model_flops / step / ranks
     return Prediction(
         step_seconds=step,
-        parts=parts,
+        parts={**alone.parts, "cross_site": crossed.exposed_seconds},
         tokens_per_second=tokens / step,
         tflops_per_accelerator=per_rank / 1e12,
         hardware_tflops_per_accelerator=(model_flops + again) / step / ranks / 1e12,
         mfu=per_rank / peak,
         memory=memory(shape, layout, sync, layout.microbatches(len(cluster.sites))),
         memory_limit_bytes=USABLE * min(site.accelerator.memory_bytes for site in cluster.sites),
-        bubble=bubble,
-        utilisation=alone / step,
+        bubble=alone.bubble,
+        utilisation=alone.seconds / step,
         exposed_seconds=crossed.exposed_seconds,
         link_seconds=crossed.link_seconds,
         sent_bytes=crossed.sent_bytes,
         link_price=crossed.price,
-        window_seconds=window,
+        window_seconds=alone.window_seconds,
         microbatches=layout.microbatches(len(cluster.sites)),
     )

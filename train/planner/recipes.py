@@ -5,10 +5,12 @@ from dataclasses import dataclass
 
 STEP_LAW = "Step Law, arXiv 2503.04715: lr = 1.79 N^-.713 D^.307, batch = .58 D^.571 tokens"
 DEEPSEEK = "DeepSeek LLM, arXiv 2401.02954, equation 1: lr = .3118 C^-.125, batch = .2920 C^.3271 tokens"
-DILOCO = "Scaling laws of DiLoCo, arXiv 2503.09799, tables 7 and 10: L = A N^alpha for data parallel and M sites"
+DILOCO = (
+    "Scaling laws of DiLoCo, arXiv 2503.09799: L = A N^alpha for data parallel and M sites, and losses at 4B and 10B"
+)
 STREAMING = "Streaming DiLoCo, arXiv 2501.18512: loss at H = 30 and H = 100 of 35M to 1B parameters"
 
-# Loss = A N^alpha at D = 20 N: (A, alpha) of data parallel (0) and of M sites.
+# Loss = A N^alpha at D = 20 N, fitted to 35M - 2.4B: (A, alpha) of data parallel (0) and of M sites.
 _DILOCO_LOSS = {
     0: (18.129, -0.0953),
     1: (18.363, -0.0961),
@@ -16,7 +18,10 @@ _DILOCO_LOSS = {
     4: (19.762, -0.0992),
     8: (21.051, -0.1018),
 }
-_DILOCO_SIZES = (35e6, 10e9)  # fitted to 2.4B, tested at 4B and 10B
+# Losses measured at 4B and 10B: the fits put them too low for M = 4.
+_DILOCO_MEASURED = {0: (2.224, 2.090), 1: (2.219, 2.086), 2: (2.220, 2.086), 4: (2.230, 2.096)}
+_FITTED_SIZES = (35e6, 2.4e9)
+_MEASURED_SIZES = (4e9, 10e9)
 # (loss at H=100 - loss at H=30) / loss of data parallel, by size.
 _H_30_TO_100 = (0.05 / 3.51 - 0.02 / 3.51, 0.01 / 3.19, 0.02 / 2.97, 0.02 / 2.67, 0.02 / 2.49)
 
@@ -41,27 +46,44 @@ def deepseek(flops: float) -> Recipe:
 def local_sync_penalty(params: float, sites: int, every: int) -> float:
     """Return the relative rise of the loss by local sync over `sites` sites with H = `every`, against data parallel.
 
-    The ratio of the published fits, between their sizes and up to 8 sites, straight in ln M between them, plus what H
-    adds: straight in ln H through the mean of the published steps from 30 to 100. A ratio below 1 is counted as 1.
+    Up to 2.4B parameters the ratio of the published fits, from 4B to 10B that of the losses measured there (M = 8
+    continues the step from 2 to 4), straight in ln N between them and constant outside; straight in ln M. What H adds
+    is straight in ln H through the mean of the published steps from 30 to 100. A ratio below 1 is counted as 1. No
+    published law links H and tokens per parameter: all were measured at 20.
     """
     if sites < 2:
         return 0.0
-    size = min(max(params, _DILOCO_SIZES[0]), _DILOCO_SIZES[1])
-    known = sorted(_DILOCO_LOSS)[1:]
-    amount = min(sites, known[-1])
-    above = next(count for count in known if count >= amount)
-    below = max(count for count in known if count <= amount)
-
-    def ratio(count: int) -> float:
-        (a, alpha), (a0, alpha0) = _DILOCO_LOSS[count], _DILOCO_LOSS[0]
-        return a * size**alpha / (a0 * size**alpha0)
-
+    amount = min(sites, 8)
+    below = max(count for count in (1, 2, 4, 8) if count <= amount)
+    above = min(count for count in (1, 2, 4, 8) if count >= amount)
     part = 0.0 if above == below else math.log(amount / below) / math.log(above / below)
-    rise = (1 - part) * ratio(below) + part * ratio(above) - 1.0
+    rise = (1 - part) * _ratio(params, below) + part * _ratio(params, above) - 1.0
     per_log = sum(_H_30_TO_100) / len(_H_30_TO_100) / math.log(100 / 30)
     return max(0.0, rise + per_log * math.log(every / 30))
 
 
+def _ratio(params: float, sites: int) -> float:
+    """Return the loss of M sites over that of data parallel."""
+    fitted_to, measured_from = _FITTED_SIZES[1], _MEASURED_SIZES[0]
+    if params >= measured_from:
+        low, high = (_measured_ratio(place, sites) for place in (0, 1))
+        part = min(1.0, math.log(params / measured_from) / math.log(_MEASURED_SIZES[1] / measured_from))
+        return (1 - part) * low + part * high
+    if params > fitted_to:
+        part = math.log(params / fitted_to) / math.log(measured_from / fitted_to)
+        return (1 - part) * _ratio(fitted_to, sites) + part * _ratio(measured_from, sites)
+    size = max(params, _FITTED_SIZES[0])
+    (a, alpha), (a0, alpha0) = _DILOCO_LOSS[sites], _DILOCO_LOSS[0]
+    return a * size**alpha / (a0 * size**alpha0)
+
+
+def _measured_ratio(place: int, sites: int) -> float:
+    if sites == 8:
+        return 2 * _measured_ratio(place, 4) - _measured_ratio(place, 2)
+    return _DILOCO_MEASURED[sites][place] / _DILOCO_MEASURED[0][place]
+
+
 def is_extrapolated(params: float, sites: int) -> bool:
     """Return whether a penalty lies outside what was published."""
-    return sites > max(_DILOCO_LOSS) or not _DILOCO_SIZES[0] <= params <= _DILOCO_SIZES[1]
+    most = 8 if params <= _FITTED_SIZES[1] else 4
+    return sites > most or not _FITTED_SIZES[0] <= params <= _MEASURED_SIZES[1]

@@ -1,7 +1,7 @@
 """What repeated data is worth: sources with so many unique tokens each, and the law of Muennighoff et al. over them."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from isthmus.train.planner.laws import FLOPS_PER_PARAMETER_TOKEN, LossLaw
@@ -27,43 +27,43 @@ def params_for_tokens(law: LossLaw, tokens: float) -> float:
 
 
 @dataclass(frozen=True)
-class Source:
-    """A source of text: its share of the tokens read, and how many of its tokens there are."""
-
-    name: str
-    share: float
-    unique_tokens: float
-
-    def epochs(self, tokens: float) -> float:
-        return self.share * tokens / self.unique_tokens
-
-
-@dataclass(frozen=True)
 class LimitedLaw:
     """A loss law over sources that run out: each source's tokens are worth less from the second pass on.
 
-    With one source this is L(N, D; U) of the paper. With several, effective tokens add up over the sources (an
-    assumption: no published law has several). The half-lives were fitted with Muennighoff's constants; with others they
-    are assumed to carry over.
+    With one source this is L(N, D; U) of the paper. With several, UniMax says what is read of each, and effective
+    tokens add up (an assumption: no published law has several sources). The half-lives were fitted with Muennighoff's
+    constants; with others they are assumed to carry over.
+
+    Args:
+        unique: tokens of each source; empty where data do not run out.
+        max_epochs: up to which the mixture is evened out.
     """
 
     law: LossLaw
-    sources: Sequence[Source] = ()
+    unique: Mapping[str, float]
+    max_epochs: float = 4.0
+
+    def read(self, tokens: float) -> dict[str, float]:
+        """Return how many tokens are read of each source."""
+        shares = unimax_shares(self.unique, tokens, self.max_epochs)
+        return {name: share * tokens for name, share in shares.items()}
 
     def effective_tokens(self, tokens: float) -> float:
-        if not self.sources:
+        if not self.unique:
             return tokens
-        return sum(effective(s.unique_tokens, s.share * tokens, REPEATED_TOKENS) for s in self.sources)
+        return sum(effective(self.unique[name], read, REPEATED_TOKENS) for name, read in self.read(tokens).items())
 
     def unique_tokens_read(self, tokens: float) -> float:
-        return sum(min(s.unique_tokens, s.share * tokens) for s in self.sources) if self.sources else tokens
+        if not self.unique:
+            return tokens
+        return sum(min(self.unique[name], read) for name, read in self.read(tokens).items())
 
     def effective_params(self, params: float, tokens: float) -> float:
         """Return N'; parameters beyond what the unique tokens are optimal for are worth less."""
-        if not self.sources or tokens <= self.unique_tokens_read(tokens) * (1 + 1e-12):
+        fresh = self.unique_tokens_read(tokens)
+        if tokens <= fresh * (1 + 1e-12):
             return params
-        fitting = min(params_for_tokens(self.law, self.unique_tokens_read(tokens)), params)
-        return effective(fitting, params, EXCESS_PARAMETERS)
+        return effective(min(params_for_tokens(self.law, fresh), params), params, EXCESS_PARAMETERS)
 
     def loss(self, params: float, tokens: float) -> float:
         return self.law.loss(self.effective_params(params, tokens), self.effective_tokens(tokens))

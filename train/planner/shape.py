@@ -90,7 +90,10 @@ def shape_of(model: ModelConfig) -> Shape:
 
 
 def gpt(*, layers: int, hidden: int, heads: int, vocabulary: int = 51_200, sequence: int = 2048) -> Shape:
-    """Return the GPT shape of the Megatron papers: P = 12 l h^2 (1 + 13/(12 h) + (V + s)/(12 l h)) (arXiv 2104.04473)."""
+    """Return the GPT shape of the Megatron papers.
+
+    P = 12 l h^2 (1 + 13/(12 h) + (V + s)/(12 l h)) (arXiv 2104.04473, equation 2).
+    """
     return Shape(
         layers=layers,
         hidden=hidden,
@@ -120,7 +123,7 @@ def usual_aspect(params: float) -> float:
 def shapes_for(params: float, vocabulary: int, *, tied: bool | None = None) -> Iterator[Shape]:
     """Yield shapes near a number of parameters, those of the most usual aspect first.
 
-    Widths are multiples of 128 (and of 1024 above 8192), so that matrix products and up to eight-fold tensor
+    Widths are multiples of 128 (64 below 512, 1024 above 8192), so that matrix products and up to eight-fold tensor
     parallelism divide them; heads are 128 wide (64 below a width of 2048), as many key/value groups as 8 where they
     divide; the inner layer is 3.5 x the width from a width of 4096 on as in Llama 3, else 8/3, in multiples of 256.
 
@@ -130,7 +133,7 @@ def shapes_for(params: float, vocabulary: int, *, tied: bool | None = None) -> I
     tied = params < 2e9 if tied is None else tied
     least = None
     found: list[tuple[float, Shape]] = []
-    hidden = 128
+    hidden = 64
     while hidden <= 65_536:
         base = _of_width(hidden, vocabulary, tied)
         smallest = replace(base, layers=2).params
@@ -142,7 +145,7 @@ def shapes_for(params: float, vocabulary: int, *, tied: bool | None = None) -> I
             if off < 0.12:
                 aspect = abs(math.log(hidden / count / usual_aspect(params)))
                 found.append((aspect + 4.0 * off, candidate))
-        hidden += 128 if hidden < 4096 else 256 if hidden < 8192 else 1024
+        hidden += 64 if hidden < 512 else 128 if hidden < 4096 else 256 if hidden < 8192 else 1024
     if not found:
         raise UserError(
             f"{params:.3g} parameters with a vocabulary of {vocabulary}",
@@ -173,5 +176,5 @@ def _of_width(hidden: int, vocabulary: int, tied: bool) -> Shape:
 
 def _layer_counts(layers: float) -> set[int]:
     """Return the counts around a wished one that pipelines divide well, and the nearest one."""
-    steps = (1,) if layers < 12 else (2, 4) if layers < 40 else (4, 8, 16)
+    steps = (1,) if layers < 12 else (2, 4) if layers < 40 else (8, 16)
     return {count for step in steps if (count := round(layers / step) * step) >= 2}

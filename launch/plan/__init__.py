@@ -1,0 +1,1 @@
+"""`isthmus plan`: the command line of train/planner."""
