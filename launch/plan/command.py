@@ -18,7 +18,7 @@ from isthmus.train.planner.config import PLAN_READS, PREDICT_READS, PlanRunConfi
 from isthmus.train.planner.overlay import overlay
 from isthmus.train.planner.plan import Plan, make_plan, prediction_summary, summary
 from isthmus.train.planner.predict import predict
-from isthmus.train.planner.question import Question
+from isthmus.train.planner.question import Question, target
 from isthmus.train.planner.resolve import (
     check_question,
     cluster_of,
@@ -130,6 +130,14 @@ def _plan(words: list[str]) -> int:
         return EXIT_OK
     cluster = cluster_of(config.cluster)
     question = question_of(config, cpu=all(site.accelerator.kind == "cpu" for site in cluster.sites))
+    if any(site.count is None for site in config.cluster.sites.values()):
+        if question.days is not None:
+            raise UserError(
+                "is not given",
+                where="cluster.sites.NAME.count",
+                fix="plan.days needs it: cluster.sites.main.count=1024",
+            )
+        cluster = cluster_of(config.cluster, target(question, question.limited, question.flops).training_flops)
     plan = make_plan(question, cluster)
     folder = Path(config.plan.out).expanduser()
     console = Console(stderr=command.json, soft_wrap=True)

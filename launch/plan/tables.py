@@ -20,6 +20,7 @@ def print_plan(console: Console, plan: Plan) -> None:
     chosen = plan.chosen
     console.print(_chosen_table(plan))
     console.print(_alternatives_table([chosen, *plan.alternatives[: _SHOWN - 1]], plan.front))
+    console.print(_sizes_table(plan))
     console.print(_laws_table(plan))
     for warning in plan.warnings:
         console.print(f"[yellow]note:[/yellow] {warning}", highlight=False)
@@ -52,9 +53,8 @@ def _chosen_table(plan: Plan) -> Table:
     table.add_row("loss", loss + (f", {chosen.penalty:.2%} of it for local sync" if chosen.penalty else ""))
     for name, (share, epochs) in plan.mixture.items():
         table.add_row(f"data: {name}", f"{share:.1%} of the tokens, {epochs:.2f} passes")
-    table.add_row(
-        "sites", f"{', '.join(chosen.site_names)}: {layout.ranks} accelerators in each, sync {chosen.sync.describe()}"
-    )
+    where = ", ".join(chosen.site_names)
+    table.add_row("sites", f"{where}: {layout.ranks} accelerators in each, sync {chosen.sync.describe()}")
     table.add_row("layout", _layout_line(layout, prediction))
     table.add_row(
         "step",
@@ -63,11 +63,12 @@ def _chosen_table(plan: Plan) -> Table:
         f"link utilisation {prediction.utilisation:.1%}",
     )
     table.add_row("memory", _memory_line(prediction))
+    batch = format_count(layout.global_batch * layout.sequence_length)
     table.add_row(
         "recipe",
-        f"learning rate {chosen.recipe.learning_rate:.3g}, batch {format_count(layout.global_batch * layout.sequence_length)}"
-        f" tokens (Step Law {format_count(chosen.recipe.batch_tokens)}; DeepSeek "
-        f"{plan.recipe_alternative.learning_rate:.3g}, {format_count(plan.recipe_alternative.batch_tokens)})",
+        f"learning rate {chosen.recipe.learning_rate:.3g}, batch {batch} tokens (Step Law "
+        f"{format_count(chosen.recipe.batch_tokens)}; DeepSeek {plan.recipe_alternative.learning_rate:.3g}, "
+        f"{format_count(plan.recipe_alternative.batch_tokens)})",
     )
     table.add_row(
         "failures",
@@ -87,7 +88,7 @@ def _layout_line(layout: Layout, prediction: Prediction) -> str:
     chunks = f" x {layout.virtual_pipeline} chunks" if layout.virtual_pipeline > 1 else ""
     return (
         f"tensor {layout.tensor}{' + sequence' if layout.sequence else ''}, pipeline {layout.pipeline}{chunks}, "
-        f"context {layout.context}, data {layout.data}; {prediction.microbatches} microbatches of {layout.micro_batch}, "
+        f"context {layout.context}, data {layout.data}; {prediction.microbatches} x {layout.micro_batch} samples a rank, "
         f"global batch {layout.global_batch} x {layout.sequence_length}, {layout.precision}, "
         f"recompute {layout.recompute}, bubble {prediction.bubble:.1%}"
     )
@@ -104,9 +105,8 @@ def _memory_line(prediction: Prediction) -> str:
 
 
 def _alternatives_table(found: list[Candidate], front: object) -> Table:
-    table = Table(
-        "", "sites", "sync", "parameters", "tokens", "loss", "days", "cost", "MFU", "links used", title="plans near it"
-    )
+    columns = ("", "sites", "sync", "parameters", "tokens", "loss", "days", "cost", "MFU", "utilisation")
+    table = Table(*columns, title="plans near it")
     for place, entry in enumerate(found):
         names = entry.site_names
         table.add_row(
@@ -125,10 +125,17 @@ def _alternatives_table(found: list[Candidate], front: object) -> Table:
     return table
 
 
+def _sizes_table(plan: Plan) -> Table:
+    table = Table("parameters", "tokens", "per parameter", "loss", title="other sizes at the same compute")
+    for entry in plan.neighbours:
+        ratio = entry.tokens / entry.params
+        table.add_row(format_count(entry.params), format_count(entry.tokens), f"{ratio:.3g}", f"{entry.loss:.4f}")
+    return table
+
+
 def _laws_table(plan: Plan) -> Table:
-    table = Table(
-        "law", "parameters", "tokens", "per parameter", "loss", "beyond its runs", title="every law, at this compute"
-    )
+    columns = ("law", "parameters", "tokens", "per parameter", "loss", "beyond its runs")
+    table = Table(*columns, title="every law, at this compute")
     for entry in plan.opinions:
         table.add_row(
             entry.law,

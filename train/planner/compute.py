@@ -132,7 +132,7 @@ def _attention(shape: Shape, layout: Layout, device: Device, tokens: float) -> t
 
 
 def _moved_bytes(shape: Shape, layout: Layout, device: Device, tokens: float) -> float:
-    """Return the bytes that a layer's norms, residuals, activations and reorderings read and write in a forward pass."""
+    """Return the bytes that a layer's norms, sums, activations and reorderings read and write in a forward pass."""
     t, e = layout.tensor, device.number_bytes
     along = t if layout.sequence else 1
     # Both norms read and write; both sums read two and write one, with a dropout mask. Not fused, bias, dropout and sum

@@ -18,7 +18,7 @@ class SiteSpec:
     """One data center. What is null comes from the accelerator's data sheet."""
 
     accelerator: str = key("h100", "a100, h100, h200, b200, tpu, cpu")
-    count: int = key(8, "accelerators (CPU: ranks)")
+    count: int | None = key(None, "accelerators, CPU: ranks (plan: as many as finish in 30 days; predict: one node)")
     node_size: int | None = key(None, "accelerators that share the fast links of a node")
     memory_gb: float | None = key(None, "memory of one accelerator, in 10^9 bytes")
     peak_tflops: float | None = key(None, "dense bf16 peak of one accelerator")

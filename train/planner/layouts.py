@@ -126,10 +126,19 @@ def _no_room(shape: Shape, room: Room, least: tuple[float, Layout] | None) -> Us
         )
     needed, layout = least
     per_rank = f"{needed / 1e9:.1f} of {room.memory_bytes / 1e9:.0f} GB ({USABLE:.0%} usable)"
-    wanted = -(-int(room.ranks * needed / (USABLE * room.memory_bytes)) // 8) * 8
     return UserError(
         f"{shape.params:.3g} parameters fit no layout of {room.ranks} accelerators: the leanest needs {per_rank}, "
         f"with tensor {layout.tensor} x pipeline {layout.pipeline}",
         where="cluster.sites",
-        fix=f"about {wanted} accelerators a site or {needed / USABLE / 1e9:.0f} GB each would do, or set plan.max_params",
+        fix=_enough(shape, room) or f"set plan.max_params below {shape.params:.2g}",
     )
+
+
+def _enough(shape: Shape, room: Room) -> str | None:
+    """Return how many accelerators the model would fit on, by doubling."""
+    for doublings in range(1, 15):
+        larger = replace(room, ranks=room.ranks * 2**doublings)
+        for layout in layouts(shape, larger):
+            if memory(shape, layout, _NO_SYNC, layout.microbatches(room.sites)).total <= USABLE * room.memory_bytes:
+                return f"{larger.ranks} accelerators a site would do, or set plan.max_params"
+    return None

@@ -87,9 +87,8 @@ def _warnings(question: Question, chosen: Candidate) -> list[str]:
     sites = len(chosen.cluster.sites)
     if chosen.sync.kind == "local" and question.sync_penalty is None:
         if recipes.is_extrapolated(chosen.shape.params, sites):
-            found.append(
-                f"the cost of local sync in loss is extrapolated to {chosen.shape.params:.3g} parameters and {sites} sites"
-            )
+            size = f"{chosen.shape.params:.3g} parameters and {sites} sites"
+            found.append(f"the cost of local sync in loss is extrapolated to {size}")
         ratio = chosen.tokens / chosen.shape.params
         if not 10 <= ratio <= 40:
             found.append(f"the cost of local sync was measured at 20 tokens per parameter, this plan has {ratio:.3g}")

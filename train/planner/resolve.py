@@ -17,16 +17,24 @@ from isthmus.train.planner.laws import LAWS, LossLaw
 from isthmus.train.planner.layout import Layout, Sync
 from isthmus.train.planner.shape import Shape, shape_of
 
+_DAYS = 30
 
-def cluster_of(config: ClusterConfig) -> Cluster:
+
+def cluster_of(config: ClusterConfig, flops: float | None = None) -> Cluster:
     """Return the cluster as it is described.
+
+    A site without a count gets one node, or with `flops` as many accelerators as spend them in 30 days at 40% of the
+    peak, the sites without a count together.
 
     Raises:
         UserError: a number that cannot be, an unknown site in a link, sites that no links join.
     """
     if not config.sites:
         raise UserError("there are none", where="cluster.sites", fix="name one: sites: {main: {accelerator: h100}}")
-    sites = [_site(name, spec) for name, spec in config.sites.items()]
+    open_sites = sum(spec.count is None for spec in config.sites.values())
+    sites = [
+        _site(name, spec, flops / open_sites if flops and open_sites else None) for name, spec in config.sites.items()
+    ]
     names = [site.name for site in sites]
     links: list[Link] = []
     for number, spec in enumerate(config.links):
@@ -68,7 +76,7 @@ def cluster_of(config: ClusterConfig) -> Cluster:
     return cluster
 
 
-def _site(name: str, spec: SiteSpec) -> Site:
+def _site(name: str, spec: SiteSpec, flops: float | None) -> Site:
     where = f"cluster.sites.{name}"
     for entry in ("count", "node_size", "memory_gb", "peak_tflops", "intra_node_gigabytes", "inter_node_gbps"):
         _positive(f"{where}.{entry}", getattr(spec, entry))
@@ -96,13 +104,21 @@ def _site(name: str, spec: SiteSpec) -> Site:
     return Site(
         name=name,
         accelerator=sheet,
-        count=spec.count,
+        count=spec.count or _count(sheet, flops),
         constants=constants,
         price_per_hour=spec.price_per_hour,
         hours_between_failures=spec.hours_between_failures or HOURS_BETWEEN_FAILURES,
         storage_bytes_per_second=spec.storage_gigabytes * 1e9,
         slowdown=spec.slowdown,
     )
+
+
+def _count(sheet: Accelerator, flops: float | None) -> int:
+    if flops is None:
+        return sheet.node_size
+    peak = sheet.fp32_flops if sheet.kind == "cpu" else sheet.bf16_flops
+    nodes = flops / (0.4 * peak * _DAYS * 86_400) / sheet.node_size
+    return int(sheet.node_size * 2 ** max(0, math.ceil(math.log2(nodes))))
 
 
 def read_profile(path: Path, sheet: Accelerator, constants: Constants) -> tuple[Accelerator, Constants]:
