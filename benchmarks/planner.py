@@ -30,8 +30,9 @@ from isthmus.train.planner.question import Question
 from isthmus.train.planner.search import search
 
 _DATA = Path(__file__).parents[2] / "shared/planner"
-_SIZES = (1e9, 10e9, 100e9)
-_EVERY = (1, 10, 30, 100, 500)
+# Compute seconds of a step by parameters, as in the simulations of Streaming DiLoCo (arXiv 2501.18512, section 3.4).
+_STEP_SECONDS = {1e9: 0.1, 10e9: 0.8, 100e9: 4.9}
+_EVERY = (1, 10, 30, 50, 100, 300, 500)
 _LEVELS = (0.5, 0.8, 0.9, 0.95, 0.99)
 
 
@@ -46,14 +47,14 @@ def accuracy(cases: Sequence[Case]) -> dict[str, float]:
     }
 
 
-def bandwidth_rows(step_seconds: float = 1.0) -> list[dict[str, Any]]:
+def bandwidth_rows() -> list[dict[str, Any]]:
     """Return the link speed in Gbit/s that each method needs for each utilisation.
 
     Two sites, one link, bf16 gradients (data parallel), fp32 pseudo-gradients at once (DiLoCo), 4-bit ones in four
-    fragments with five steps of overlap (streaming). A step computes for `step_seconds`; the speed scales with 1 / it.
+    fragments with five steps of overlap (streaming).
     """
     rows = []
-    for params in _SIZES:
+    for params, step_seconds in _STEP_SECONDS.items():
         for every in _EVERY:
             methods = (
                 {"data parallel": Sync(kind="exact", wire="bf16")}
@@ -87,11 +88,15 @@ def _point_lines(cases: Sequence[Case]) -> list[str]:
         shape = f"{case.shape.layers} x {case.shape.hidden}"
         split = f"{layout.tensor} x {layout.pipeline} x {layout.data}"
         chunks = f" v{layout.virtual_pipeline}" if layout.virtual_pipeline > 1 else ""
-        error = predicted / case.measured - 1
-        lines.append(
-            f"| {shape} | {split}{chunks} | {layout.global_batch} / {layout.micro_batch} | {case.measured:.4g} | "
-            f"{predicted:.4g} | {error:+.1%} |"
+        columns = (
+            shape,
+            split + chunks,
+            f"{layout.global_batch} / {layout.micro_batch}",
+            f"{case.measured:.4g}",
+            f"{predicted:.4g}",
+            f"{predicted / case.measured - 1:+.1%}",
         )
+        lines.append(f"| {' | '.join(columns)} |")
     return lines
 
 
@@ -100,8 +105,8 @@ def _docs(groups: dict[str, list[Case]], figures: dict[str, dict[str, float]], b
         "# How far the planner is off",
         "",
         "Written by `python benchmarks/planner.py --docs`: every published iteration that it is compared with, none left",
-        "out. One set of constants for the A100, fitted to the training half; nothing is tuned by point. How they were",
-        "fitted, and what the sources do not print, is in [planner.md](planner.md).",
+        "out. One set of constants for the A100, fitted to the training half; nothing is tuned by point. How they",
+        "were fitted, and what the sources do not print, is in [planner.md](planner.md).",
         "",
         "| set | points | median | 90th percentile | worst | bias |",
         "|---|---|---|---|---|---|",
@@ -126,11 +131,11 @@ def _docs(groups: dict[str, list[Case]], figures: dict[str, dict[str, float]], b
 
 def _bandwidth_lines(rows: list[dict[str, Any]]) -> list[str]:
     lines = [
-        "Gbit/s each way between two sites, for a step that computes for one second (for t seconds divide by t).",
-        "Accounting: every parameter crosses the link once each way and round; no latency, headers or codecs; data",
-        "parallel sends bf16 gradients, of which the backward pass, two thirds of a step, hides what it can; DiLoCo sends",
-        "fp32 pseudo-gradients and waits; streaming sends 4.125 bits a number in 4 fragments with 5 steps to arrive.",
-        "Utilisation is compute / (compute + exposed).",
+        "Gbit/s each way between two sites that reach a utilisation of compute / (compute + exposed), for steps of",
+        "0.1, 0.8 and 4.9 seconds of 1B, 10B and 100B parameters (arXiv 2501.18512, section 3.4); for a step of another",
+        "length divide by it. Every parameter crosses the link once each way and round; no latency, headers or codecs.",
+        "Data parallel sends bf16 gradients, of which the backward pass, two thirds of a step, hides what it can; DiLoCo",
+        "sends fp32 pseudo-gradients and waits; streaming sends 4.125 bits a number in 4 fragments with 5 steps to arrive.",
         "",
         "| model | H | method | " + " | ".join(f"{level:.0%}" for level in _LEVELS) + " |",
         "|---|---|---|" + "---|" * len(_LEVELS),

@@ -88,8 +88,8 @@ def _layout_line(layout: Layout, prediction: Prediction) -> str:
     chunks = f" x {layout.virtual_pipeline} chunks" if layout.virtual_pipeline > 1 else ""
     return (
         f"tensor {layout.tensor}{' + sequence' if layout.sequence else ''}, pipeline {layout.pipeline}{chunks}, "
-        f"context {layout.context}, data {layout.data}; {prediction.microbatches} x {layout.micro_batch} samples a rank, "
-        f"global batch {layout.global_batch} x {layout.sequence_length}, {layout.precision}, "
+        f"context {layout.context}, data {layout.data}; {prediction.microbatches} x {layout.micro_batch} samples each, "
+        f"batch {layout.global_batch} x {layout.sequence_length}, {layout.precision}, "
         f"recompute {layout.recompute}, bubble {prediction.bubble:.1%}"
     )
 

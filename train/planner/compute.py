@@ -72,7 +72,9 @@ def _products(shape: Shape, layout: Layout, tokens: float) -> list[tuple[float, 
 def layer_times(shape: Shape, layout: Layout, device: Device) -> LayerTimes:
     """Return the seconds of one layer for one microbatch; they depend on neither depth, pipeline nor data size."""
     return _layer_times(
-        replace(shape, layers=1), replace(layout, pipeline=1, virtual_pipeline=1, data=1, global_batch=1), device
+        replace(shape, layers=1),
+        replace(layout, pipeline=1, virtual_pipeline=1, data=1, global_batch=1, bucket_params=1),
+        device,
     )
 
 

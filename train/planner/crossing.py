@@ -1,13 +1,15 @@
 """What the links between sites cost a step: bytes, seconds on the link, and the seconds that nothing hides."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from isthmus.train.planner.cluster import Cluster
+from isthmus.train.planner.cluster import Cluster, Link
 from isthmus.train.planner.layout import Sync
 
-# Headers of TCP and IP take 52 of 1,500 bytes; the rest is what congestion control leaves unused (assumption).
-LINK_EFFICIENCY = 0.95
+_STREAMS = 4  # lane.streams
+_FIRST_WINDOW_BYTES = 14_480  # ten segments (RFC 6928)
+_LEAST_TIMER_SECONDS = 0.2  # Linux' least retransmission timer
 HIDING_SHARE = 2 / 3  # of a step is backward pass, idealised
 
 
@@ -26,8 +28,11 @@ def payload_bytes(params: float, sync: Sync) -> float:
     return params * sync.bits / 8
 
 
-def round_seconds(cluster: Cluster, payload: float) -> tuple[float, float]:
+def round_seconds(cluster: Cluster, payload: float, idle_seconds: float = 0.0) -> tuple[float, float]:
     """Return (seconds on the slowest link, seconds of latency) of exchanging `payload` bytes among all sites.
+
+    A connection that has been idle for longer than its retransmission timer starts slowly (RFC 5681, section 4.1): its
+    window doubles every round trip up to the bandwidth-delay product, or to what there is to send.
 
     Two sites send each other everything; from three on each owns a part: 2/S of the payload goes over every pair's
     way, and there are two phases (parallelism/sites/allreduce.py).
@@ -36,9 +41,21 @@ def round_seconds(cluster: Cluster, payload: float) -> tuple[float, float]:
     if sites < 2:
         return 0.0, 0.0
     part = payload * 2 / sites
-    slowest = max(part / (link.bytes_per_second * LINK_EFFICIENCY) for link in cluster.links)
+    carried = min(site.measured.wan_efficiency for site in cluster.sites)
     phases = 1 if sites == 2 else 2
-    return slowest, phases * max(link.rtt_seconds for link in cluster.links) / 2
+    slowest = max(part / (link.bytes_per_second * carried) for link in cluster.links)
+    latency = max(link.rtt_seconds / 2 + _slow_start(link, part / phases, idle_seconds) for link in cluster.links)
+    return slowest, phases * latency
+
+
+def _slow_start(link: Link, message: float, idle_seconds: float) -> float:
+    """Return the seconds by which windows that grow from ten segments delay a message over a link's streams."""
+    if idle_seconds <= max(_LEAST_TIMER_SECONDS, 2 * link.rtt_seconds):
+        return 0.0
+    full = min(link.bytes_per_second * link.rtt_seconds, message)
+    doublings = math.log2(max(1.0, full / (_STREAMS * _FIRST_WINDOW_BYTES)))
+    # What crosses while the window grows fills about one round trip of the link.
+    return link.rtt_seconds * max(0.0, doublings - 1.0)
 
 
 def crossing(
@@ -64,7 +81,10 @@ def crossing(
     if sync.kind == "none" or sites < 2:
         return Crossing(exposed_seconds=0.0, link_seconds=0.0, sent_bytes=0.0, price=0.0)
     payload = payload_bytes(params, sync)
-    whole, latency = round_seconds(cluster, payload)
+    rounds = sync.fragments if sync.kind == "local" else 1
+    gap = step_seconds * (sync.every / sync.fragments if sync.kind == "local" else 1)
+    whole, latency = round_seconds(cluster, payload / rounds, gap)
+    whole *= rounds
     sent = payload * (1 if sites == 2 else 2 * (sites - 1) / sites)
     per_link_gigabytes = payload * 2 / sites * 2 / 1e9  # both directions
     price = sum(link.price_per_gigabyte * per_link_gigabytes for link in cluster.links)

@@ -31,6 +31,7 @@ class Layout:
     distributed_optimizer: bool = True
     gradient_bytes: int = 4
     overlap: bool = True
+    bucket_params: int = 4_000_000
     fused: bool = True
     tensor_overlap: float = 0.0
 
@@ -80,5 +81,5 @@ class Sync:
         if self.kind == "none":
             return "none"
         if self.kind == "exact":
-            return f"exact, {self.wire}"
-        return f"local, H={self.every} P={self.fragments} tau={self.overlap_steps}, {self.wire}"
+            return f"exact {self.wire}"
+        return f"local H{self.every} P{self.fragments} tau{self.overlap_steps} {self.wire}"

@@ -6,7 +6,6 @@ from typing import Any
 
 from isthmus.train.planner import recipes, repetition, uncertainty
 from isthmus.train.planner.cluster import HOURS_BETWEEN_FAILURES, Cluster
-from isthmus.train.planner.crossing import LINK_EFFICIENCY
 from isthmus.train.planner.memory import USABLE
 from isthmus.train.planner.predict import Prediction
 from isthmus.train.planner.question import Question
@@ -129,7 +128,8 @@ def _assumptions(question: Question, chosen: Candidate) -> list[str]:
         f"memory: {USABLE:.0%} of it can be used",
     ]
     if len(sites) > 1:
-        found.append(f"links: {LINK_EFFICIENCY:.0%} of their bandwidth carries payload; way of the widest links")
+        carried = min(site.measured.wan_efficiency for site in sites)
+        found.append(f"links: {carried:.0%} of their bandwidth carries payload; pairs without one go the widest way")
     if any(site.hours_between_failures == HOURS_BETWEEN_FAILURES for site in sites):
         found.append("failures: one per 50,700 accelerator hours (Llama 3, arXiv 2407.21783); any one stops all sites")
     found.append("checkpoint interval: Daly 2006, asynchronous saves; each site writes a copy of its own")

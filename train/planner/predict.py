@@ -16,7 +16,6 @@ from isthmus.train.planner.shape import Shape
 
 _ADAM_BYTES = 26  # per owned parameter: reads and writes three fp32 numbers, writes the 2 bytes that are trained with
 _SPEED_SPREAD = 0.02  # standard deviation of the speed of equal accelerators
-_BUCKET_PARAMS = 4_000_000  # parallel.bucket_parameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +88,7 @@ def with_links(shape: Shape, layout: Layout, routed: Cluster, sync: Sync, alone:
         routed,
         step_seconds=alone.seconds,
         window_seconds=alone.window_seconds,
-        buckets=max(1, math.ceil(params / _BUCKET_PARAMS)),
+        buckets=max(1, math.ceil(params / layout.bucket_params)),
         codec_seconds=codec_seconds(_device(routed.sites[0], layout), owned, sync, len(routed.sites)),
     )
     return _assemble(shape, layout, routed, sync, alone, crossed)
@@ -246,7 +245,7 @@ def _reductions(shape: Shape, layout: Layout, device: Device, backward: float) -
         ends = send(device, across_nodes=layout.ranks > node, message_bytes=2 * message)
     if not layout.overlap:
         return reduce + collect + ends
-    buckets = max(1, math.ceil((dense + experts) / _BUCKET_PARAMS))
+    buckets = max(1, math.ceil((dense + experts) / layout.bucket_params))
     shown = max(reduce / buckets, reduce - backward * (1 - 1 / buckets))
     # Parameters are gathered beside the next forward pass, half as long as the backward pass.
     shown += max(collect / buckets, collect - 0.5 * backward)

@@ -59,10 +59,10 @@ class LimitedLaw:
         return sum(min(self.unique[name], read) for name, read in self.read(tokens).items())
 
     def effective_params(self, params: float, tokens: float) -> float:
-        """Return N'; parameters beyond what the unique tokens are optimal for are worth less."""
-        fresh = self.unique_tokens_read(tokens)
-        if tokens <= fresh * (1 + 1e-12):
+        """Return N'; parameters beyond what the unique tokens read are optimal for are worth less, repeated or not."""
+        if not self.unique:
             return params
+        fresh = self.unique_tokens_read(tokens)
         return effective(min(params_for_tokens(self.law, fresh), params), params, EXCESS_PARAMETERS)
 
     def loss(self, params: float, tokens: float) -> float:

@@ -158,6 +158,7 @@ def layout_of(config: PlanRunConfig, cluster: Cluster) -> Layout:
     for name in ("global_batch", "micro_batch", "sequence_length"):
         _positive(f"train.{name}", getattr(train, name))
     _positive("plan.ranks_per_site", ranks)
+    _positive("parallel.bucket_parameters", parallel.bucket_parameters)
     model_parallel = parallel.tensor * parallel.pipeline * parallel.context
     if ranks % model_parallel:
         nearest = max(1, ranks // model_parallel) * model_parallel
@@ -183,6 +184,7 @@ def layout_of(config: PlanRunConfig, cluster: Cluster) -> Layout:
         recompute=parallel.recompute.name,
         distributed_optimizer=parallel.distributed_optimizer,
         overlap=parallel.overlap,
+        bucket_params=parallel.bucket_parameters,
     )
 
 

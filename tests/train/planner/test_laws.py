@@ -128,7 +128,9 @@ def test_scarce_data_move_the_budget_into_parameters_and_cost_loss() -> None:
     assert best.loss > plenty.loss
     for factor in (0.8, 1.25):  # and it is the best: sizes beside it are worse
         assert scarce.loss(best.params * factor, best.tokens / factor) > best.loss
-    assert LimitedLaw(laws.MUENNIGHOFF, {"a": 1e15}).loss(1e9, 2e10) == laws.MUENNIGHOFF.loss(1e9, 2e10)
+    enough = LimitedLaw(laws.MUENNIGHOFF, {"a": 1e15})
+    assert enough.loss(5e8, 2e10) == laws.MUENNIGHOFF.loss(5e8, 2e10)
+    assert optimum.for_flops(enough, 1e23).params == pytest.approx(plenty.params, rel=0.01)
 
 
 def test_unimax_evens_out_up_to_the_limit() -> None:
