@@ -104,9 +104,9 @@ def _docs(groups: dict[str, list[Case]], figures: dict[str, dict[str, float]], b
     lines = [
         "# How far the planner is off",
         "",
-        "Written by `python benchmarks/planner.py --docs`: every published iteration that it is compared with, none left",
-        "out. One set of constants for the A100, fitted to the training half; nothing is tuned by point. How they",
-        "were fitted, and what the sources do not print, is in [planner.md](planner.md).",
+        "Written by `python benchmarks/planner.py --docs`: every published iteration that it is compared with, none",
+        "left out. One set of constants for the A100, fitted to the training half; nothing is tuned by point. How",
+        "they were fitted, and what the sources do not print, is in [planner.md](planner.md).",
         "",
         "| set | points | median | 90th percentile | worst | bias |",
         "|---|---|---|---|---|---|",
@@ -132,10 +132,11 @@ def _docs(groups: dict[str, list[Case]], figures: dict[str, dict[str, float]], b
 def _bandwidth_lines(rows: list[dict[str, Any]]) -> list[str]:
     lines = [
         "Gbit/s each way between two sites that reach a utilisation of compute / (compute + exposed), for steps of",
-        "0.1, 0.8 and 4.9 seconds of 1B, 10B and 100B parameters (arXiv 2501.18512, section 3.4); for a step of another",
-        "length divide by it. Every parameter crosses the link once each way and round; no latency, headers or codecs.",
-        "Data parallel sends bf16 gradients, of which the backward pass, two thirds of a step, hides what it can; DiLoCo",
-        "sends fp32 pseudo-gradients and waits; streaming sends 4.125 bits a number in 4 fragments with 5 steps to arrive.",
+        "0.1, 0.8 and 4.9 seconds of 1B, 10B and 100B parameters (arXiv 2501.18512, section 3.4); for a step of",
+        "another length divide by it. Every parameter crosses the link once each way and round; no latency, headers",
+        "or codecs. Data parallel sends bf16 gradients, of which the backward pass, two thirds of a step, hides what",
+        "it can; DiLoCo sends fp32 pseudo-gradients and waits; streaming sends 4.125 bits a number in 4 fragments",
+        "with 5 steps to arrive.",
         "",
         "| model | H | method | " + " | ".join(f"{level:.0%}" for level in _LEVELS) + " |",
         "|---|---|---|" + "---|" * len(_LEVELS),

@@ -1,10 +1,10 @@
 """Predicted beside measured: step time and utilisation of runs in the WAN lab, by method, bandwidth and H.
 
-    python benchmarks/planner_lab.py [--profile FILE] [--only N,N] [--model nano] [--out benchmarks/results/planner-lab.json]
+    python benchmarks/planner_lab.py [--profile FILE] [--only N,N] [--model nano] [--out FILE]
 
-Calibrates this machine first (products, memory, a step of two copies that share the processor, the lab's link), then
-runs 12 configurations of `isthmus lab` and predicts each from the profile alone: no figure of a run is used for another.
-Prints a row each and the median errors. Takes a quarter of an hour; wants the machine for itself.
+Calibrates this machine first (products, memory, a step of two copies that share the processor, the lab's link),
+then runs 12 configurations of `isthmus lab` and predicts each from the profile alone: no figure of a run is used for
+another. Prints a row each and the median errors. Takes a quarter of an hour; wants the machine for itself.
 """
 
 import argparse
@@ -109,8 +109,8 @@ def main() -> None:
             rows.append(row)
             print(
                 f"{number + 1:2d}. {row['configuration']} at {bandwidth:g} Mbit/s: step {step:.3f} s predicted, "
-                f"{row['measured_step_seconds']:.3f} measured ({row['step_error']:+.1%}); utilisation {utilisation:.1%}, "
-                f"{row['measured_utilisation']:.1%} ({row['utilisation_error']:+.1%})",
+                f"{row['measured_step_seconds']:.3f} measured ({row['step_error']:+.1%}); utilisation "
+                f"{utilisation:.1%}, {row['measured_utilisation']:.1%} ({row['utilisation_error']:+.1%})",
                 flush=True,
             )
         machine = json.loads(profile.read_text())

@@ -28,8 +28,10 @@ def payload_bytes(params: float, sync: Sync) -> float:
     return params * sync.bits / 8
 
 
-def round_seconds(cluster: Cluster, payload: float, idle_seconds: float = 0.0) -> tuple[float, float]:
-    """Return (seconds on the slowest link, seconds of latency) of exchanging `payload` bytes among all sites.
+def round_seconds(
+    cluster: Cluster, payload: float, idle_seconds: float = 0.0, lanes: int = 1
+) -> tuple[float, float, float]:
+    """Return seconds (on the slowest link, of starting slowly, of latency) of exchanging bytes among all sites.
 
     A connection that has been idle for longer than its retransmission timer starts slowly (RFC 5681, section 4.1): its
     window doubles every round trip up to the bandwidth-delay product, or to what there is to send.
@@ -39,21 +41,23 @@ def round_seconds(cluster: Cluster, payload: float, idle_seconds: float = 0.0) -
     """
     sites = len(cluster.sites)
     if sites < 2:
-        return 0.0, 0.0
+        return 0.0, 0.0, 0.0
     part = payload * 2 / sites
     carried = min(site.measured.wan_efficiency for site in cluster.sites)
     phases = 1 if sites == 2 else 2
     slowest = max(part / (link.bytes_per_second * carried) for link in cluster.links)
-    latency = max(link.rtt_seconds / 2 + _slow_start(link, part / phases, idle_seconds) for link in cluster.links)
-    return slowest, phases * latency
+    slow = max(_slow_start(link, part / phases, idle_seconds, lanes) for link in cluster.links)
+    latency = max(link.rtt_seconds for link in cluster.links) / 2
+    return slowest, phases * slow, phases * latency
 
 
-def _slow_start(link: Link, message: float, idle_seconds: float) -> float:
+def _slow_start(link: Link, message: float, idle_seconds: float, lanes: int) -> float:
     """Return the seconds by which windows that grow from ten segments delay a message over a link's streams."""
     if idle_seconds <= max(_LEAST_TIMER_SECONDS, 2 * link.rtt_seconds):
         return 0.0
-    full = min(link.bytes_per_second * link.rtt_seconds, message)
-    doublings = math.log2(max(1.0, full / (_STREAMS * _FIRST_WINDOW_BYTES)))
+    # Beyond ln 2 of the message a faster link no longer shortens what is sent in doublings.
+    full = min(link.bytes_per_second * link.rtt_seconds, message * math.log(2))
+    doublings = math.log2(max(1.0, full / (lanes * _STREAMS * _FIRST_WINDOW_BYTES)))
     # What crosses while the window grows fills about one round trip of the link.
     return link.rtt_seconds * max(0.0, doublings - 1.0)
 
@@ -67,6 +71,7 @@ def crossing(
     window_seconds: float,
     buckets: int,
     codec_seconds: float = 0.0,
+    lanes: int = 1,
 ) -> Crossing:
     """Return what sync costs per step.
 
@@ -75,6 +80,7 @@ def crossing(
         step_seconds: of the step without the links.
         window_seconds: of backward pass that exact sync can hide behind, from the first bucket's readiness on.
         buckets: gradient buckets of a rank; the last is ready when the backward pass ends.
+        lanes: ranks of a site, each with connections of its own.
         codec_seconds: of packing, encoding and decoding all of a rank's numbers.
     """
     sites = len(cluster.sites)
@@ -83,15 +89,15 @@ def crossing(
     payload = payload_bytes(params, sync)
     rounds = sync.fragments if sync.kind == "local" else 1
     gap = step_seconds * (sync.every / sync.fragments if sync.kind == "local" else 1)
-    whole, latency = round_seconds(cluster, payload / rounds, gap)
+    whole, slow, latency = round_seconds(cluster, payload / rounds, gap, lanes)
     whole *= rounds
     sent = payload * (1 if sites == 2 else 2 * (sites - 1) / sites)
     per_link_gigabytes = payload * 2 / sites * 2 / 1e9  # both directions
     price = sum(link.price_per_gigabyte * per_link_gigabytes for link in cluster.links)
     if sync.kind == "exact":
-        exposed = exact_exposed(whole + codec_seconds, latency, window_seconds, buckets)
+        exposed = exact_exposed(whole + slow + codec_seconds, latency, window_seconds, buckets)
         return Crossing(exposed_seconds=exposed, link_seconds=whole, sent_bytes=sent, price=price)
-    exposed = local_exposed(whole, latency, codec_seconds, sync, step_seconds)
+    exposed = local_exposed(whole, slow + latency, codec_seconds, sync, step_seconds)
     every = sync.every
     return Crossing(
         exposed_seconds=exposed / every, link_seconds=whole / every, sent_bytes=sent / every, price=price / every

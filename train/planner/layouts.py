@@ -29,9 +29,10 @@ class Timed:
 
 @dataclass(frozen=True, kw_only=True)
 class Room:
-    """What a site offers and the run asks: ranks, sites, batch in samples, sequence length, precision."""
+    """What a site offers and the run asks: ranks, spares, sites, batch in samples, sequence length, precision."""
 
     ranks: int
+    spares: int  # of a site, beside the ranks
     sites: int
     batch: float
     fixed_batch: int | None
@@ -140,5 +141,7 @@ def _enough(shape: Shape, room: Room) -> str | None:
         larger = replace(room, ranks=room.ranks * 2**doublings)
         for layout in layouts(shape, larger):
             if memory(shape, layout, _NO_SYNC, layout.microbatches(room.sites)).total <= USABLE * room.memory_bytes:
-                return f"{larger.ranks} accelerators a site would do, or set plan.max_params"
+                return (
+                    f"{(room.ranks + room.spares) * 2**doublings} accelerators a site would do, or set plan.max_params"
+                )
     return None

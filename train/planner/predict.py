@@ -89,6 +89,7 @@ def with_links(shape: Shape, layout: Layout, routed: Cluster, sync: Sync, alone:
         step_seconds=alone.seconds,
         window_seconds=alone.window_seconds,
         buckets=max(1, math.ceil(params / layout.bucket_params)),
+        lanes=layout.ranks,
         codec_seconds=codec_seconds(_device(routed.sites[0], layout), owned, sync, len(routed.sites)),
     )
     return _assemble(shape, layout, routed, sync, alone, crossed)

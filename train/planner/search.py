@@ -238,6 +238,7 @@ def _layouts(
     wished = question.global_batch or max(float(sites), recipe.batch_tokens / question.sequence_length)
     room = Room(
         ranks=smallest.count - kept,
+        spares=kept,
         sites=sites,
         batch=wished,
         fixed_batch=question.global_batch,
@@ -378,11 +379,10 @@ def _preferred(question: Question, found: list[Candidate]) -> list[Candidate]:
         return candidate.days <= days * 1.001 and candidate.cost <= cost
 
     def order(candidate: Candidate) -> tuple[int, float]:
-        first, second = -candidate.speed, candidate.cost / candidate.effective_flops
-        if question.prefer_cost:
-            first, second = second, first
+        slow, dear = -math.log(candidate.speed), math.log(max(candidate.cost, 1e-9) / candidate.effective_flops)
+        first, second = (dear, slow) if question.prefer_cost else (slow, dear)
         # Less than half a percent is no difference: then the other one decides.
-        return round(math.copysign(math.log(abs(first)), first) / 0.005), second
+        return round(first / 0.005), second
 
     kept = sorted((candidate for candidate in found if within(candidate)), key=order)
     if kept:
