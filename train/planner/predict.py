@@ -135,6 +135,8 @@ def check(shape: Shape, layout: Layout, cluster: Cluster, sync: Sync) -> None:
         raise UserError(
             f"{len(cluster.sites)} sites would each train alone", where="sync=none", fix="use sync=exact or sync=local"
         )
+    if len(cluster.sites) == 1 and sync.kind != "none":
+        raise UserError("there is one site", where=f"sync={sync.kind}", fix="use sync=none, or give a second one")
     microbatches = layout.microbatches(len(cluster.sites))
     if layout.virtual_pipeline > 1 and microbatches % layout.pipeline:
         raise UserError(

@@ -110,6 +110,9 @@ def gpt(*, layers: int, hidden: int, heads: int, vocabulary: int = 51_200, seque
     )
 
 
+_SMALL = 2e6
+
+
 def usual_aspect(params: float) -> float:
     """Return hidden / layers as published models have it.
 
@@ -142,7 +145,7 @@ def shapes_for(params: float, vocabulary: int, *, tied: bool | None = None) -> I
         for count in _layer_counts(layers):
             candidate = replace(base, layers=count)
             off = abs(math.log(candidate.params / params))
-            if off < 0.12:
+            if off < 0.12 or (params < _SMALL and off < 0.5):  # small shapes are few
                 aspect = abs(math.log(hidden / count / usual_aspect(params)))
                 found.append((aspect + 4.0 * off, candidate))
         hidden += 64 if hidden < 512 else 128 if hidden < 4096 else 256 if hidden < 8192 else 1024
