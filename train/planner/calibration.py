@@ -14,7 +14,7 @@ from isthmus.train.planner.published import Case, errors
 PRIORS: dict[str, tuple[float, float]] = {
     "matmul_efficiency": (0.87, 0.04),  # large bf16 products reach 265 - 280 of 312 TFLOP/s
     "tile_seconds": (4e-6, 0.4),
-    "bandwidth_efficiency": (0.80, 0.05),  # a copy reaches 1.6 - 1.7 of 2.04 TB/s
+    "bandwidth_efficiency": (0.82, 0.02),  # a copy reaches 1.6 - 1.7 of 2.04 TB/s
     "kernel_seconds": (4e-6, 0.4),
     "op_seconds": (5e-5, 3.0),
     "collective_host_seconds": (5e-5, 3.0),
