@@ -74,6 +74,7 @@ def law_values(points: Points, best: Fit, samples: list[Fit], source: str) -> di
         **dict(zip(_NAMES, best.constants, strict=True)),
         "source": source,
         "largest_flops": points.largest_flops,
+        "smallest_flops": points.smallest_flops,
         "samples": [list(sample.constants) for sample in samples],
     }
 

@@ -164,18 +164,18 @@ def _ratio_chart(plan: Plan) -> dict[str, Any]:
 
 
 def _memory_chart(plan: Plan) -> dict[str, Any]:
-    prediction = plan.chosen.prediction
-    data = [
-        {"type": "bar", "name": entry.name, "y": ["fullest rank"], "x": [getattr(prediction.memory, entry.name) / 1e9]}
-        | {"orientation": "h"}
+    stages = curves.stage_memories(plan)
+    names = [f"stage {place + 1}" for place in range(len(stages))] if len(stages) > 1 else ["every rank"]
+    data: list[dict[str, Any]] = [
+        {"type": "bar", "name": entry.name, "x": names, "y": [getattr(stage, entry.name) / 1e9 for stage in stages]}
         for entry in fields(Memory)
-        if getattr(prediction.memory, entry.name)
+        if any(getattr(stage, entry.name) for stage in stages)
     ]
-    limit = prediction.memory_limit_bytes / 1e9
-    line = {"type": "line", "x0": limit, "x1": limit, "y0": 0, "y1": 1, "yref": "paper", "line": {"dash": "dash"}}
-    label = {"x": limit, "y": 1.04, "yref": "paper", "text": "usable", "showarrow": False}
-    layout = _layout("Memory of a rank", "GB", "", barmode="stack", shapes=[line], annotations=[label])
-    return {"data": data, "layout": layout}
+    limit = plan.chosen.prediction.memory_limit_bytes / 1e9
+    line = {"type": "line", "y0": limit, "y1": limit, "x0": 0, "x1": 1, "xref": "paper", "line": {"dash": "dash"}}
+    label = {"y": limit, "x": 1, "xref": "paper", "yanchor": "bottom", "text": "usable", "showarrow": False}
+    more = {"barmode": "stack", "shapes": [line], "annotations": [label]}
+    return {"data": data, "layout": _layout("Memory of a rank, by pipeline stage", "", "GB", **more)}
 
 
 def _step_chart(plan: Plan) -> dict[str, Any]:

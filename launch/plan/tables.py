@@ -12,7 +12,7 @@ from isthmus.train.planner.search import Candidate
 from isthmus.train.planner.shape import Shape
 from isthmus.units import format_bytes, format_count, format_duration
 
-_SHOWN = 8
+_SHOWN = 10
 
 
 def print_plan(console: Console, plan: Plan) -> None:
@@ -64,11 +64,11 @@ def _chosen_table(plan: Plan) -> Table:
     )
     table.add_row("memory", _memory_line(prediction))
     batch = format_count(layout.global_batch * layout.sequence_length)
+    others = {"Step Law": chosen.recipe, **plan.recipe_alternatives}
     table.add_row(
         "recipe",
-        f"learning rate {chosen.recipe.learning_rate:.3g}, batch {batch} tokens (Step Law "
-        f"{format_count(chosen.recipe.batch_tokens)}; DeepSeek {plan.recipe_alternative.learning_rate:.3g}, "
-        f"{format_count(plan.recipe_alternative.batch_tokens)})",
+        f"learning rate {chosen.recipe.learning_rate:.3g}, batch {batch} tokens; rules: "
+        + ", ".join(f"{name} {r.learning_rate:.3g} and {format_count(r.batch_tokens)}" for name, r in others.items()),
     )
     table.add_row(
         "failures",

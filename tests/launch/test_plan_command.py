@@ -248,3 +248,20 @@ def test_calibrate_measures_this_machine(tmp_path: Path) -> None:
     )  # fmt: skip
     assert predicted.code == 0, predicted.err
     assert json.loads(predicted.out)["step_seconds"] > 0
+
+
+@pytest.mark.slow
+def test_a_plan_for_two_sites_trains_in_the_lab_as_it_is(tmp_path: Path, shared_cache: Path) -> None:
+    (tmp_path / "two.yaml").write_text(
+        "sites:\n  east: {accelerator: cpu, count: 1}\n  west: {accelerator: cpu, count: 1}\n"
+        "links:\n  - {between: [east, west], bandwidth_gbps: 0.02, rtt_ms: 20}\n"
+    )
+    words = ["--json", "cluster=two.yaml", "plan.params=2e5", "plan.tokens_per_parameter=0.1", "plan.vocab_size=512"]
+    planned = isthmus_cli("plan", *words, cwd=tmp_path)
+    assert planned.code == 0, planned.err
+    chosen = json.loads(planned.out)["chosen"]
+    assert chosen["sites"] == ["east", "west"]
+    lab = ["lab", "--json", "experiment=plan/plan.yaml", "lab.shape=none", f"data.cache_dir={shared_cache}"]
+    result = isthmus_cli(*lab, cwd=tmp_path)
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["total"]["step"] == chosen["steps"]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from isthmus.train.planner.cluster import Cluster, Link
 from isthmus.train.planner.laws import LAWS, LossLaw
 from isthmus.train.planner.layout import Sync
+from isthmus.train.planner.memory import Memory, stage_memory
 from isthmus.train.planner.plan import Plan
 from isthmus.train.planner.predict import Alone, with_links
 from isthmus.train.planner.reliability import Reliability
@@ -106,6 +107,15 @@ def goodputs(kept: Reliability) -> Curve:
     """Return goodput over the minutes between checkpoints."""
     minutes = _spread(kept.interval_seconds / 60 / 30, kept.interval_seconds / 60 * 100)
     return Curve(minutes, [kept.goodput_at(60 * value) for value in minutes])
+
+
+def stage_memories(plan: Plan) -> list[Memory]:
+    """Return what a rank of every pipeline stage holds."""
+    chosen = plan.chosen
+    passes = chosen.prediction.microbatches
+    return [
+        stage_memory(chosen.shape, chosen.layout, chosen.sync, passes, stage) for stage in range(chosen.layout.pipeline)
+    ]
 
 
 def ratios(plan: Plan) -> Mapping[str, float]:

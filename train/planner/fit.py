@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isthmus.errors import UserError
-from isthmus.train.planner.laws import LossLaw
 
 DELTA = 1e-3
 Array = NDArray[np.float64]
@@ -48,6 +47,10 @@ class Points:
     @property
     def largest_flops(self) -> float:
         return float((6 * self.params * self.tokens).max())
+
+    @property
+    def smallest_flops(self) -> float:
+        return float((6 * self.params * self.tokens).min())
 
 
 @dataclass(frozen=True)
@@ -177,22 +180,6 @@ def bootstrap(points: Points, best: Fit, samples: int, seed: int = 0) -> list[Fi
     ]
     chance = np.random.default_rng(seed)
     return [fit(points.take(chance.integers(0, len(points), len(points))), beside) for _ in range(samples)]
-
-
-def law_of(points: Points, best: Fit, samples: Sequence[Fit], *, name: str, source: str) -> LossLaw:
-    """Return a fit as a law that plans can use."""
-    E, A, B, alpha, beta = best.constants
-    return LossLaw(
-        name=name,
-        E=E,
-        A=A,
-        B=B,
-        alpha=alpha,
-        beta=beta,
-        source=source,
-        largest_flops=points.largest_flops,
-        samples=tuple(sample.constants for sample in samples),
-    )
 
 
 def _scipy_minimize() -> Any:

@@ -11,8 +11,8 @@ FLOPS_PER_PARAMETER_TOKEN = 6.0
 class LossLaw:
     """L(N, D) = E + A / N^alpha + B / D^beta (arXiv 2203.15556, equation 2).
 
-    `largest_flops` is the dearest run that the law was fitted to; `samples` are bootstrap refits (E, A, B, alpha,
-    beta), from which intervals come; `standard_errors` stand in for them where a paper prints no samples.
+    `smallest_flops` to `largest_flops` are the runs that the law was fitted to; `samples` are bootstrap refits (E, A, B,
+    alpha, beta), from which intervals come; `standard_errors` are what a paper prints.
     """
 
     name: str
@@ -23,6 +23,7 @@ class LossLaw:
     beta: float
     source: str
     largest_flops: float
+    smallest_flops: float = 0.0
     standard_errors: Mapping[str, float] = field(default_factory=dict)
     samples: tuple[tuple[float, float, float, float, float], ...] = ()
 
@@ -80,7 +81,8 @@ class RatioLaw:
         return float((params / self.coefficient) ** (1 / self.exponent))
 
 
-_CHINCHILLA_LARGEST = 1.6e22  # the dearest of the 245 points read off the figure: about 1.3e22
+_CHINCHILLA_LARGEST = 1.3e22  # of the 240 points that were read off the figure (arXiv 2404.10102)
+_CHINCHILLA_SMALLEST = 1.4e18
 _HOFFMANN = "Hoffmann et al. 2022, arXiv 2203.15556"
 
 HOFFMANN = LossLaw(
@@ -92,6 +94,7 @@ HOFFMANN = LossLaw(
     beta=0.2849083,
     source=f"{_HOFFMANN}, approach 3, unrounded constants from the paper's LaTeX source",
     largest_flops=_CHINCHILLA_LARGEST,
+    smallest_flops=_CHINCHILLA_SMALLEST,
 )
 HOFFMANN_ROUNDED = LossLaw(
     name="hoffmann-3-rounded",
@@ -102,6 +105,7 @@ HOFFMANN_ROUNDED = LossLaw(
     beta=0.28,
     source=f"{_HOFFMANN}, equation 10",
     largest_flops=_CHINCHILLA_LARGEST,
+    smallest_flops=_CHINCHILLA_SMALLEST,
 )
 HOFFMANN_TABLE = LossLaw(
     name="hoffmann-3-table",
@@ -112,6 +116,7 @@ HOFFMANN_TABLE = LossLaw(
     beta=0.283,
     source=f"{_HOFFMANN}, the exponents that reproduce table A3; also used by Sardana et al., arXiv 2401.00448",
     largest_flops=_CHINCHILLA_LARGEST,
+    smallest_flops=_CHINCHILLA_SMALLEST,
 )
 BESIROGLU = LossLaw(
     name="besiroglu",
@@ -122,6 +127,7 @@ BESIROGLU = LossLaw(
     beta=0.3658,
     source="Besiroglu et al. 2024, arXiv 2404.10102, a refit of the Chinchilla points",
     largest_flops=_CHINCHILLA_LARGEST,
+    smallest_flops=_CHINCHILLA_SMALLEST,
     standard_errors={"E": 0.03, "A": 124.58, "B": 1293.23, "alpha": 0.02, "beta": 0.02},
 )
 MUENNIGHOFF = LossLaw(

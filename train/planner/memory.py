@@ -1,6 +1,5 @@
-"""Bytes of one rank, by kind, on the fullest pipeline stage."""
+"""Bytes of one rank, by kind, of a pipeline stage or of the fullest one."""
 
-import math
 from dataclasses import dataclass, fields, replace
 
 from isthmus.train.planner.layout import Layout, Sync
@@ -26,13 +25,23 @@ class Memory:
         return sum(getattr(self, entry.name) for entry in fields(self))
 
 
-def rank_params(shape: Shape, layout: Layout) -> tuple[float, float]:
-    """Return the dense and the expert parameters of the fullest rank (the first or the last stage)."""
+def stage_params(shape: Shape, layout: Layout, stage: int) -> tuple[float, float]:
+    """Return the dense and the expert parameters of a rank of a pipeline stage; the first has the embedding, the last
+    the output layer (a copy of the embedding where they are tied)."""
     layers = shape.layers / layout.pipeline
     experts = layers * shape.ffn_params * shape.experts
     dense = layers * shape.layer_params - experts
-    ends = shape.embedding_params if layout.pipeline == 1 else shape.hidden * (shape.vocabulary + shape.positions)
-    return (dense + ends) / layout.tensor, experts / layout.tensor / layout.expert
+    first, last = stage == 0, stage == layout.pipeline - 1
+    if first and last:
+        dense += shape.embedding_params
+    else:
+        dense += shape.hidden * ((shape.vocabulary + shape.positions) * first + shape.vocabulary * last)
+    return dense / layout.tensor, experts / layout.tensor / layout.expert
+
+
+def rank_params(shape: Shape, layout: Layout) -> tuple[float, float]:
+    """Return the dense and the expert parameters of the fullest rank: the first stage's."""
+    return stage_params(shape, layout, 0)
 
 
 def state_bytes(layout: Layout) -> tuple[float, float, float]:
@@ -72,19 +81,31 @@ def layer_activation_bytes(shape: Shape, layout: Layout) -> float:
     return tokens * (whole / along + (inner + scores) / t)
 
 
-def in_flight_layers(shape: Shape, layout: Layout, microbatches: int) -> float:
-    """Return how many layers' activations the first stage holds at once.
+def in_flight_layers(shape: Shape, layout: Layout, microbatches: int, stage: int = 0) -> float:
+    """Return how many layers' activations a stage holds at once.
 
-    1F1B: p microbatches of l/p layers. Interleaved: 1 + (p-1)/(p v) times as many (arXiv 2205.05198, section 4.2.3).
+    1F1B: p - i microbatches of l/p layers on stage i. Interleaved: 2 (p - i - 1) + (v - 1) p + 1 passes of l/(p v)
+    layers (Megatron-core's warm-up), on the first stage 1 + (p-1)/(p v) times all layers (arXiv 2205.05198, 4.2.3).
     """
     p, v = layout.pipeline, layout.virtual_pipeline
-    most = microbatches * shape.layers / p
-    return min(most, shape.layers * (1 + (p - 1) / (p * v) if v > 1 else 1.0))
+    if v == 1:
+        return min(microbatches, p - stage) * shape.layers / p
+    passes = min(microbatches * v, 2 * (p - stage - 1) + (v - 1) * p + 1)
+    return passes * shape.layers / (p * v)
 
 
 def memory(shape: Shape, layout: Layout, sync: Sync, microbatches: int) -> Memory:
-    """Return what the fullest rank holds; activations of the first stage, or the last with its logits."""
-    dense, experts = rank_params(shape, layout)
+    """Return what the fullest rank holds: of the first stage, or the last one with its logits."""
+    first = stage_memory(shape, layout, sync, microbatches, 0)
+    if layout.pipeline == 1:
+        return first
+    last = stage_memory(shape, layout, sync, microbatches, layout.pipeline - 1)
+    return max(first, last, key=lambda entry: entry.total)
+
+
+def stage_memory(shape: Shape, layout: Layout, sync: Sync, microbatches: int, stage: int) -> Memory:
+    """Return what a rank of a pipeline stage holds."""
+    dense, experts = stage_params(shape, layout, stage)
     parameter, gradient, optimizer = state_bytes(layout)
     params = dense + experts
     data = layout.data * layout.context
@@ -92,26 +113,20 @@ def memory(shape: Shape, layout: Layout, sync: Sync, microbatches: int) -> Memor
     # Experts are replicated less often, so their optimizer state is cut into fewer parts.
     fewer = data / expert_data if layout.distributed_optimizer else 1.0
     owned = dense / data + experts / expert_data if layout.distributed_optimizer else params
-
-    kept = layer_activation_bytes(shape, layout)
-    tokens = layout.micro_batch * layout.sequence_length / layout.context
-    logits = tokens * shape.vocabulary / layout.tensor * (6 if shape.dropout else 4)
-    first = kept * in_flight_layers(shape, layout, microbatches)
-    last = kept * shape.layers / layout.pipeline
-    working = 0.0
+    activations = layer_activation_bytes(shape, layout) * in_flight_layers(shape, layout, microbatches, stage)
     if layout.recompute == "full":  # one layer at a time is there in full
-        working = layer_activation_bytes(shape, replace(layout, recompute="none"))
-    if layout.pipeline > 1:
-        activations, shown_logits = (last, logits) if last + logits > first else (first, 0.0)
-    else:
-        activations, shown_logits = first, logits
+        activations += layer_activation_bytes(shape, replace(layout, recompute="none"))
+    logits = 0.0
+    if stage == layout.pipeline - 1:
+        tokens = layout.micro_batch * layout.sequence_length / layout.context
+        logits = tokens * shape.vocabulary / layout.tensor * (6 if shape.dropout else 4)
     fragments, staging = _sync_bytes(sync, owned, layout)
     return Memory(
         parameters=parameter * params,
         gradients=gradient * params,
         optimizer=optimizer * (dense + experts * fewer),
-        activations=activations + working,
-        logits=shown_logits,
+        activations=activations,
+        logits=logits,
         fragments=fragments,
         staging=staging,
     )
@@ -130,8 +145,3 @@ def _sync_bytes(sync: Sync, owned: float, layout: Layout) -> tuple[float, float]
 def checkpoint_bytes(shape: Shape) -> float:
     """Return the bytes of one checkpoint: bf16 parameters, fp32 main parameters and two moments."""
     return 14.0 * shape.params
-
-
-def smallest_model_parallel(shape: Shape, limit_bytes: float) -> int:
-    """Return how many ranks the states alone need, for messages about memory that no layout fits."""
-    return math.ceil(6.0 * shape.params / limit_bytes)

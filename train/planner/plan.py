@@ -34,7 +34,7 @@ class Plan:
     loss_interval: tuple[float, float] | None
     params_interval: tuple[float, float] | None
     mixture: Mapping[str, tuple[float, float]]  # source: (share, epochs)
-    recipe_alternative: Recipe
+    recipe_alternatives: Mapping[str, Recipe]
     warnings: Sequence[str]
     assumptions: Sequence[str]
 
@@ -67,10 +67,17 @@ def make_plan(question: Question, cluster: Cluster) -> Plan:
             name: (read / chosen.tokens, read / question.unique_tokens[name])
             for name, read in limited.read(chosen.tokens).items()
         },
-        recipe_alternative=recipes.deepseek(flops),
+        recipe_alternatives=_recipes(chosen),
         warnings=_warnings(question, chosen),
         assumptions=_assumptions(question, chosen),
     )
+
+
+def _recipes(chosen: Candidate) -> dict[str, Recipe]:
+    found = {"DeepSeek": recipes.deepseek(chosen.training_flops)}
+    if chosen.sync.kind == "local":
+        found["DiLoCo"] = recipes.diloco(chosen.shape.params, len(chosen.cluster.sites))
+    return found
 
 
 def _neighbour(question: Question, chosen: Candidate, factor: float) -> Neighbour:
@@ -150,7 +157,7 @@ def summary(plan: Plan) -> dict[str, Any]:
         "same_compute": [asdict(entry) for entry in plan.neighbours],
         "laws": [{**asdict(entry), "tokens_per_parameter": entry.tokens_per_parameter} for entry in plan.opinions],
         "mixture": {name: {"share": share, "epochs": epochs} for name, (share, epochs) in plan.mixture.items()},
-        "recipes": {"used": asdict(chosen.recipe), "deepseek": asdict(plan.recipe_alternative)},
+        "recipes": {"used": asdict(chosen.recipe), **{k: asdict(v) for k, v in plan.recipe_alternatives.items()}},
         "warnings": list(plan.warnings),
         "assumptions": list(plan.assumptions),
     }

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 from isthmus.errors import UserError
+from isthmus.parallelism.config import ModelConfig
 from isthmus.train.planner import crossing
 from isthmus.train.planner.cluster import Cluster, Site
 from isthmus.train.planner.compute import LayerTimes, ends_times, layer_times
 from isthmus.train.planner.kernels import Device, all_reduce, gather, group_of, send
 from isthmus.train.planner.layout import Layout, Sync
 from isthmus.train.planner.memory import USABLE, Memory, memory, rank_params
-from isthmus.train.planner.shape import Shape
+from isthmus.train.planner.shape import Shape, shape_of
 
 _ADAM_BYTES = 26  # per owned parameter: reads and writes three fp32 numbers, writes the 2 bytes that are trained with
 _SPEED_SPREAD = 0.02  # standard deviation of the speed of equal accelerators
@@ -59,12 +60,13 @@ class Alone:
     bubble: float
 
 
-def predict(shape: Shape, layout: Layout, cluster: Cluster, sync: Sync | None = None) -> Prediction:
+def predict(model: Shape | ModelConfig, layout: Layout, cluster: Cluster, sync: Sync | None = None) -> Prediction:
     """Return what this layout does on this cluster, every site with the same layout; nothing is searched.
 
     Raises:
         UserError: the layout does not fit the model's shape, a site's accelerators, the links or the batch.
     """
+    shape = shape_of(model) if isinstance(model, ModelConfig) else model
     sync = sync or Sync()
     check(shape, layout, cluster, sync)
     routed = cluster.routed() if len(cluster.sites) > 1 else cluster

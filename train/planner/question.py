@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from isthmus.errors import UserError
 from isthmus.train.planner import optimum
@@ -143,6 +143,22 @@ def _limited_for_loss(question: Question, law: Loss, loss: float, wished: Optimu
         middle = math.sqrt(low * high)
         low, high = (middle, high) if reached(middle) > loss else (low, middle)
     return (fixed, high) if by_params else (high, fixed)
+
+
+def beside(question: Question, law: Loss, best: Optimum, scale: float) -> Optimum:
+    """Return a plan of another size that costs as much, or that reaches the loss where one is asked for.
+
+    Raises:
+        UserError: it breaks a limit, or that size cannot reach the loss.
+    """
+    params, tokens = best.params * scale, best.tokens / scale
+    if question.loss is not None:
+        _, tokens = _limited_for_loss(
+            replace(question, max_params=params), law, question.loss, replace(best, params=math.inf)
+        )
+    if params > (question.max_params or math.inf) or tokens > (question.max_tokens or math.inf):
+        raise UserError("is beyond a limit", where="plan.max_params, plan.max_tokens", fix="raise it")
+    return Optimum(params, tokens, law.loss(params, tokens), question.inference_tokens)
 
 
 def equal_loss_share(law: LossLaw, flops: float, penalty: float) -> float:

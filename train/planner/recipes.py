@@ -43,6 +43,11 @@ def deepseek(flops: float) -> Recipe:
     return Recipe(0.3118 * flops**-0.125, 0.2920 * flops**0.3271, DEEPSEEK)
 
 
+def diloco(params: float, sites: int) -> Recipe:
+    """Return the inner learning rate and the batch of all sites that DiLoCo's joint laws in N and M hold to be best."""
+    return Recipe(22_256 * params**-0.8827 * sites**0.2929, 14.521 * params**0.4695 * sites**0.3399, DILOCO)
+
+
 def local_sync_penalty(params: float, sites: int, every: int) -> float:
     """Return the relative rise of the loss by local sync over `sites` sites with H = `every`, against data parallel.
 

@@ -225,6 +225,7 @@ def law_of_name(name: str) -> LossLaw:
             beta=float(content["beta"]),
             source=str(content["source"]),
             largest_flops=float(content["largest_flops"]),
+            smallest_flops=float(content["smallest_flops"]),
             samples=tuple(tuple(float(value) for value in sample) for sample in content["samples"]),  # type: ignore[misc]
         )
     except (OSError, ValueError, KeyError, TypeError) as error:

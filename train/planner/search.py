@@ -1,5 +1,6 @@
 """The search: which sites, which shape, which layout and which sync; every candidate is a whole plan with its cost."""
 
+import contextlib
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ from isthmus.train.planner.layouts import Room, Timed, fastest
 from isthmus.train.planner.memory import USABLE, checkpoint_bytes, memory, rank_params
 from isthmus.train.planner.optimum import Optimum
 from isthmus.train.planner.predict import Prediction, with_links
-from isthmus.train.planner.question import PenalisedLaw, Question, equal_loss_share, target
+from isthmus.train.planner.question import PenalisedLaw, Question, beside, equal_loss_share, target
 from isthmus.train.planner.recipes import Recipe, step_law
 from isthmus.train.planner.reliability import Reliability, reliability, spares
 from isthmus.train.planner.shape import Shape, shapes_for
@@ -22,6 +23,7 @@ _LATER_SHAPES = 3
 _LAYOUTS = 12
 _REFINED = 10
 _NEAR = 3
+_SIZES_BESIDE = (0.5, 2.0)
 _ROUNDS = 3
 _EXACT_WIRES = ("fp32", "bf16", "int8")
 _LOCAL_WIRES = ("fp32", "int8", "int4")
@@ -52,7 +54,7 @@ class Candidate:
     data_cost: float
     data_hours: float
     megawatt_hours: float
-    effective_flops: float  # that exact sync without failures would need for the same loss
+    effective_flops: float  # that the best size on fresh data, with exact sync, would need for the same loss
 
     @property
     def cost(self) -> float:
@@ -98,7 +100,13 @@ def search(question: Question, cluster: Cluster) -> list[Candidate]:
     if not found:
         assert refusal is not None
         raise refusal
-    return _preferred(question, found)
+    best = _preferred(question, found)[0]
+    if question.params is None and question.tokens_per_parameter is None:
+        for scale in _SIZES_BESIDE:
+            with contextlib.suppress(UserError):  # a size that does not fit is no alternative
+                found.append(refine(question, best.cluster, best.sync, scale=scale))
+    # They are shown beside the best one: what makes its size the best (inference, say) is not in the order.
+    return [best, *(entry for entry in _preferred(question, found) if entry is not best)]
 
 
 def subsets(cluster: Cluster) -> Iterator[Cluster]:
@@ -178,9 +186,13 @@ def _varied(rough: Sequence[tuple[float, Cluster, Sync]]) -> list[tuple[Cluster,
     return chosen[:_REFINED]
 
 
-def refine(question: Question, subset: Cluster, sync: Sync) -> Candidate:
+def refine(question: Question, subset: Cluster, sync: Sync, *, scale: float = 1.0) -> Candidate:
     """Return the plan for these sites and this sync: what is lost lowers the effective compute, which moves (N, D),
     which changes the layout; after a few rounds it stands.
+
+    Args:
+        scale: of the parameters, for plans beside the best one: a smaller model on more tokens at equal compute, or at
+            equal loss where a loss is asked for.
 
     Raises:
         UserError: nothing fits into memory.
@@ -193,6 +205,8 @@ def refine(question: Question, subset: Cluster, sync: Sync) -> Candidate:
     for number in range(_ROUNDS):
         budget = None if flops is None else flops * useful
         best = target(question, law, budget)
+        if scale != 1.0:
+            best = beside(question, law, best, scale)
         recipe = step_law(best.params, best.tokens)
         last = number == _ROUNDS - 1 or flops is None
         shape, timed = _layouts(question, subset, best, recipe, _SHAPES if last else _LATER_SHAPES)
@@ -329,7 +343,7 @@ def _whole(
     copied = min(stored, tokens) * question.bytes_per_token
     data_cost, data_hours = _copying(subset, copied)
     penalty = _penalty(question, shape, sites, sync)
-    flops = 6.0 * shape.params * tokens
+    loss = question.limited.loss(shape.params, tokens) * (1 + penalty)
     lost = (kept.interval_seconds / 2 + kept.write_seconds) / (kept.hours_between_failures * 3600)
     return Candidate(
         cluster=subset,
@@ -341,7 +355,7 @@ def _whole(
         recipe=recipe,
         tokens=tokens,
         steps=steps,
-        loss=question.limited.loss(shape.params, tokens) * (1 + penalty),
+        loss=loss,
         penalty=penalty,
         lost_share=min(0.9, lost),
         days=seconds / 86_400,
@@ -354,7 +368,7 @@ def _whole(
         * hours
         * question.power_overhead
         / 1e6,
-        effective_flops=flops * equal_loss_share(question.law, flops, penalty),
+        effective_flops=question.law.flops_for_loss(loss),
     )
 
 

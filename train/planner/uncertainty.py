@@ -78,6 +78,9 @@ def loss_interval(limited: LimitedLaw, params: float, tokens: float, factor: flo
 def extrapolation_note(law: LossLaw, flops: float) -> str | None:
     """Return a warning where a budget lies beyond the runs of a law's fit."""
     times = flops / law.largest_flops
+    if flops < law.smallest_flops:
+        down = law.smallest_flops / flops
+        return f"extrapolating by {down:.3g}x: {law.name} was fitted to runs from {law.smallest_flops:.2g} FLOPs on"
     if times <= 1.0:
         return None
     return f"extrapolating by {times:.3g}x: {law.name} was fitted to runs of up to {law.largest_flops:.2g} FLOPs"

@@ -105,7 +105,19 @@ def test_measured_sync_penalty_lowers_the_effective_compute() -> None:
     dear = refine(_ask(flops=1e23, sync_penalty=0.01), next(subsets(_two(10.0))), local)
     assert dear.loss == pytest.approx(1.01 * free.loss, rel=0.003)
     assert dear.effective_flops < 0.8 * free.effective_flops
-    assert free.effective_flops == pytest.approx(free.training_flops)
+    assert free.effective_flops == pytest.approx(free.training_flops, rel=0.02)
+
+
+def test_other_sizes_stand_beside_the_best_and_do_not_replace_it() -> None:
+    found = search(_ask(flops=1e23), _one())
+    ratios = [entry.tokens / entry.shape.params for entry in found]
+    assert max(ratios) > 2.5 * ratios[0]
+    assert min(ratios) < ratios[0] / 2.5
+    assert all(entry.loss > found[0].loss for entry in found[1:])
+    served = search(_ask(flops=1e23, inference_tokens=1e13), _one())
+    assert served[0].shape.params < 0.7 * found[0].shape.params
+    reached = search(_ask(loss=2.1), _one())
+    assert all(entry.loss == pytest.approx(2.1, rel=0.01) for entry in reached)
 
 
 def test_cost_can_be_preferred_and_nothing_beats_the_front() -> None:
