@@ -53,7 +53,7 @@ def measured(words: list[str], bandwidth: float, steps: int) -> dict[str, Any]:
         more = ["log.tensorboard=false", "sync.verify_every=0", "train.threads=1"]
         result = subprocess.run([*command, *shape, *more], capture_output=True, text=True)
         if result.returncode:
-            sys.exit(f"the lab failed: {result.stderr.strip().splitlines()[-1]}")
+            sys.exit("the lab failed:\n" + "\n".join(result.stderr.strip().splitlines()[-6:]))
         return dict(json.loads(result.stdout)["total"])
 
 

@@ -31,7 +31,8 @@ steps, and with --link what TCP carries over a link of the lab. KEY=VALUE choose
   --out FILE           where the profile goes, for cluster.sites.NAME.profile=FILE (profile.json)
   --ranks N            ranks that share this machine (CPU: 1 per core up to 2; GPU: all)
   --seconds S          for each matrix product (0.3)
-  --link MBPS,RTT_MS   probe a link of the lab with this bandwidth and round trip; needs what isthmus lab needs
+  --link MBPS,RTT_MS   probe a link of the lab with this bandwidth and round trip, and take the steps from silent sites
+                       of the lab; needs what isthmus lab needs
   --no-steps           leave out the training steps
 """
 _READS = ("model.", "model=", "train.", "parallel.tensor=", "data", "optim")
@@ -102,7 +103,7 @@ def measure(
 
     from isthmus.launch.probe import collectives, machine
     from isthmus.launch.probe.link import lab_link
-    from isthmus.launch.probe.step import step_seconds
+    from isthmus.launch.probe.step import lab_step_seconds, step_seconds
 
     device = "cuda" if torch.cuda.is_available() and config.train.device.name != "cpu" else "cpu"
     ranks = ranks or (torch.cuda.device_count() if device == "cuda" else min(2, os.cpu_count() or 1))
@@ -150,10 +151,14 @@ def measure(
         console.print(f"{told}, round trip {carried['rtt_ms']:.1f} ms", highlight=False)
         constants = replace(constants, wan_efficiency=carried["efficiency"])
     if steps:
-        copies = ranks if device == "cpu" else 1
         extra = [f"train.threads={torch.get_num_threads()}"] if device == "cpu" else []
         try:
-            took = step_seconds([*overrides, *extra], copies=copies)
+            if link is not None and device == "cpu":
+                # Sites of the lab share the processor with its relay.
+                batch = [f"train.global_batch={config.train.global_batch * ranks}"]
+                took = lab_step_seconds([*overrides, *extra, *batch], sites=ranks)
+            else:
+                took = step_seconds([*overrides, *extra], copies=ranks if device == "cpu" else 1)
         except RuntimeError as error:
             raise UserError(
                 f"a training step failed: {error}", where="isthmus plan calibrate", fix="or use --no-steps"

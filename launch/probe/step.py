@@ -1,4 +1,4 @@
-"""Whole training steps of a model on this machine, alone or in several copies that share it."""
+"""Whole training steps of a model on this machine: in several copies that share it, or as sites of the lab."""
 
 import json
 import statistics
@@ -42,3 +42,27 @@ def step_seconds(
             rows = [json.loads(line) for line in path.read_text().splitlines()]
             seconds += [row["step_seconds"] for row in rows if row["step"] > _WARM_UP]
         return statistics.median(seconds)
+
+
+def lab_step_seconds(
+    overrides: Sequence[str], *, sites: int = 2, steps: int = 14, timeout_seconds: float = 600.0
+) -> float:
+    """Return the seconds of a step of sites of the lab that send nothing: with its relay and lanes, without their wait.
+
+    Args:
+        overrides: of `isthmus train`; `train.global_batch` is of all sites.
+
+    Raises:
+        RuntimeError: the lab failed; its last line.
+    """
+    # A round that is never due, over links without a limit.
+    silent = [f"sync.every={10 * steps}", "sync.fragments=1", "sync.overlap_steps=0", "sync.verify_every=0"]
+    free = ["lab.bandwidth_mbps=null", "lab.rtt_ms=0", f"lab.sites={sites}"]
+    with tempfile.TemporaryDirectory(prefix="isthmus-probe-") as folder:
+        command = [sys.executable, "-m", "isthmus.launch.cli", "lab", "--json", *overrides, f"train.steps={steps}"]
+        more = [f"run.dir={folder}", "log.tensorboard=false", "sync=local", *silent, *free]
+        result = subprocess.run([*command, *more], capture_output=True, text=True, timeout=timeout_seconds)
+        if result.returncode:
+            raise RuntimeError((result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1])
+        total = json.loads(result.stdout)["total"]
+        return float(total["step_seconds"] * total["utilisation"])

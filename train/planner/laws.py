@@ -1,8 +1,7 @@
 """Loss as a function of parameters N and training tokens D, and what is optimal under a budget C = 6 N D FLOPs."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 FLOPS_PER_PARAMETER_TOKEN = 6.0
 
@@ -11,8 +10,8 @@ FLOPS_PER_PARAMETER_TOKEN = 6.0
 class LossLaw:
     """L(N, D) = E + A / N^alpha + B / D^beta (arXiv 2203.15556, equation 2).
 
-    `smallest_flops` to `largest_flops` are the runs that the law was fitted to; `samples` are bootstrap refits (E, A, B,
-    alpha, beta), from which intervals come; `standard_errors` are what a paper prints.
+    `smallest_flops` to `largest_flops` are the runs that the law was fitted to; `samples` are bootstrap refits (E, A,
+    B, alpha, beta), from which intervals come.
     """
 
     name: str
@@ -24,7 +23,6 @@ class LossLaw:
     source: str
     largest_flops: float
     smallest_flops: float = 0.0
-    standard_errors: Mapping[str, float] = field(default_factory=dict)
     samples: tuple[tuple[float, float, float, float, float], ...] = ()
 
     def loss(self, params: float, tokens: float) -> float:
@@ -128,7 +126,6 @@ BESIROGLU = LossLaw(
     source="Besiroglu et al. 2024, arXiv 2404.10102, a refit of the Chinchilla points",
     largest_flops=_CHINCHILLA_LARGEST,
     smallest_flops=_CHINCHILLA_SMALLEST,
-    standard_errors={"E": 0.03, "A": 124.58, "B": 1293.23, "alpha": 0.02, "beta": 0.02},
 )
 MUENNIGHOFF = LossLaw(
     name="muennighoff",
