@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from isthmus.config import compose, keys_of
+from isthmus.config import compose, keys_of, to_yaml
 from isthmus.errors import EXIT_OK, UserError
 from isthmus.files import write_atomically, write_json
 from isthmus.launch.plan import tables
@@ -82,8 +82,6 @@ def _compose(words: list[str], reads: tuple[str, ...], instead: str) -> tuple[Co
                 raise UserError("would do nothing here", where=override, fix=instead)
     config = compose(PlanRunConfig, "plan", command.overrides)
     if command.print_config:
-        from isthmus.config import to_yaml
-
         print(to_yaml(config), end="")
         return command, None
     return command, config

@@ -49,6 +49,8 @@ def overlay(plan: Plan, data: DataConfig, known_keys: Collection[str] | None = N
         content["checkpoint"] = {"every_steps": checkpoint_steps(chosen)}
     if sources := _sources(plan, data, own_sources):
         content["data"] = {"sources": sources}
+        if not embedded:  # the choice that the sources came from is not there when the file is used
+            content["data"] |= {"vocab_size": data.vocab_size, "held_out": data.held_out, "cache_dir": data.cache_dir}
     return _heading(plan) + yaml.safe_dump(content, sort_keys=False)
 
 

@@ -126,6 +126,25 @@ def check(shape: Shape, layout: Layout, cluster: Cluster, sync: Sync) -> None:
             where="parallel.pipeline",
             fix=f"the nearest divisor is {_nearest_divisor(shape.layers, stages)}",
         )
+    if layout.expert > 1 and (not shape.experts or shape.experts % layout.expert):
+        fix = (
+            f"the nearest divisor is {_nearest_divisor(shape.experts, layout.expert)}"
+            if shape.experts
+            else "leave it 1"
+        )
+        raise UserError(f"{layout.expert} does not divide {shape.experts} experts", where="parallel.expert", fix=fix)
+    if (layout.data * layout.context) % layout.expert:
+        raise UserError(
+            f"{layout.expert} does not divide data x context = {layout.data} x {layout.context}",
+            where="parallel.expert",
+            fix=f"the nearest divisor is {_nearest_divisor(layout.data * layout.context, layout.expert)}",
+        )
+    if layout.context > 1 and layout.sequence_length % (2 * layout.context):
+        raise UserError(
+            f"2 x {layout.context} does not divide the {layout.sequence_length} tokens of a sequence",
+            where="parallel.context",
+            fix=f"the nearest that works is {_nearest_divisor(layout.sequence_length // 2, layout.context)}",
+        )
     for site in cluster.sites:
         if layout.ranks > site.count:
             raise UserError(

@@ -199,6 +199,19 @@ def test_every_prediction_adds_up(tensor: int, pipeline: int, data: int, micro: 
     assert memory(shape, replace(layout, recompute="full"), Sync(), 8).total <= prediction.memory.total * 1.0001
 
 
+def test_experts_split_memory_and_cost_an_exchange() -> None:
+    """A mixture of 8 with 2 a token: FLOPs of 2, parameters of 8, and all-to-alls when they are split."""
+    dense = gpt(layers=8, hidden=2048, heads=16)
+    mixture = replace(dense, experts=8, experts_per_token=2)
+    assert mixture.params > 4 * dense.params
+    assert mixture.model_flops_per_token(2048) < 2 * dense.model_flops_per_token(2048)
+    cluster = Cluster(sites=[Site(name="main", accelerator=H100, count=8)])
+    whole = predict(mixture, Layout(data=8, global_batch=64), cluster)
+    split = predict(mixture, Layout(data=8, expert=8, global_batch=64), cluster)
+    assert split.memory.parameters < 0.4 * whole.memory.parameters
+    assert split.parts["tensor"] > whole.parts["tensor"] == 0.0
+
+
 @pytest.mark.parametrize("params", [3e7, 1e9, 7e9, 70e9, 1e12])
 def test_shapes_have_the_asked_size_and_a_usual_aspect(params: float) -> None:
     shape = next(shapes_for(params, 32_000))
@@ -217,6 +230,8 @@ def test_layouts_that_cannot_run_name_the_closest_that_can() -> None:
         (Layout(data=3, global_batch=8), "the nearest that works is 9"),
         (Layout(data=128, global_batch=128), "at most 64 ranks"),
         (Layout(pipeline=4, virtual_pipeline=2, global_batch=6), "a multiple of 4 microbatches"),
+        (Layout(data=4, expert=2, global_batch=4), "does not divide 0 experts; leave it 1"),
+        (Layout(context=3, global_batch=1), "the nearest that works is 4"),
     ):
         with pytest.raises(UserError, match=part):
             predict(shape, layout, cluster)

@@ -192,6 +192,19 @@ def test_the_overlay_has_checkpoints_where_the_schema_does_and_the_users_own_sou
     assert sum(share for share, _ in plan.mixture.values()) == pytest.approx(1.0)
 
 
+def test_a_users_mixture_goes_into_the_overlay(tmp_path: Path) -> None:
+    mix = tmp_path / "mix.yaml"
+    mix.write_text("sources:\n  pages: {path: /pages, weight: 3}\n  code: {path: /code}\nvocab_size: 700\n")
+    plan = make_plan(_ask(flops=1e22, unique_tokens={"pages": 2e11, "code": 1e9}), _one())
+    path = tmp_path / "plan.yaml"
+    path.write_text(overlay(plan, compose(Config, "train", [f"data={mix}"]).data))
+    data = compose(Config, "train", [f"experiment={path}"]).data
+    assert set(data.sources) == {"pages", "code"}
+    assert data.sources["pages"].path == "/pages"
+    assert data.sources["code"].weight == pytest.approx(plan.mixture["code"][0], rel=1e-3)
+    assert data.vocab_size == 700
+
+
 def test_the_answer_is_plain_json_with_its_assumptions_and_doubts() -> None:
     content = json.loads(json.dumps(summary(_plan(0.5))))
     assert content["chosen"]["prediction"]["memory_bytes"]["total"] > 0
