@@ -83,7 +83,8 @@ def _layer_times(shape: Shape, layout: Layout, device: Device) -> LayerTimes:
     tokens = layout.micro_batch * layout.sequence_length / layout.context
     products = _products(shape, layout, tokens)
     matmul_forward = sum(device.matmul(m, n, k, batch=b) for m, n, k, b in products)
-    # Gradients of the inputs and of the weights; the latter are added to fp32 sums.
+    # Gradients of the inputs and of the weights. The latter are added to sums, read and written once a product, half of
+    # it beside the arithmetic of the same kernel.
     matmul_backward = sum(device.matmul(m, k, n, batch=b) + device.matmul(k, n, m, batch=b) for m, n, k, b in products)
     weights = sum(n * k * b for _, n, k, b in products)
     matmul_backward += device.elementwise(weights * layout.gradient_bytes)
