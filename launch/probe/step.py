@@ -56,7 +56,7 @@ def lab_step_seconds(
         RuntimeError: the lab failed; its last line.
     """
     # A round that is never due, over links without a limit.
-    silent = [f"sync.every={10 * steps}", "sync.fragments=1", "sync.overlap_steps=0", "sync.verify_every=0"]
+    silent = [f"sync.every={10 * steps}", "sync.fragments=1", "sync.overlap_steps=0"]
     free = ["lab.bandwidth_mbps=null", "lab.rtt_ms=0", f"lab.sites={sites}"]
     with tempfile.TemporaryDirectory(prefix="isthmus-probe-") as folder:
         command = [sys.executable, "-m", "isthmus.launch.cli", "lab", "--json", *overrides, f"train.steps={steps}"]
