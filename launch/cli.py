@@ -15,6 +15,7 @@ isthmus VERB [overrides]
 Verbs:
   train    pre-train in this process
   launch   start several ranks on this machine: isthmus launch launch.processes=4 [overrides of train]
+  plan     from compute, sites, links and data to a run: isthmus plan plan.flops=1e24 cluster=FILE
   lab      several sites on this machine, over links as thin as you like: isthmus lab sync=local [overrides]
 
 `isthmus VERB --help` shows the configuration groups and keys.
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] == "--version":
         print(f"isthmus {__version__}")
         return EXIT_OK
-    verbs: dict[str, Callable[[Sequence[str]], int]] = {"train": _train, "launch": _launch, "lab": _lab}
+    verbs: dict[str, Callable[[Sequence[str]], int]] = {"train": _train, "launch": _launch, "plan": _plan, "lab": _lab}
     if words[0] not in verbs:
         print(f"isthmus: there is no verb '{words[0]}'; choose one of: {', '.join(verbs)}", file=sys.stderr)
         return EXIT_USER_ERROR
@@ -54,6 +55,12 @@ def _train(words: Sequence[str]) -> int:
 
 def _launch(words: Sequence[str]) -> int:
     from isthmus.launch.local import main
+
+    return main(words)
+
+
+def _plan(words: Sequence[str]) -> int:
+    from isthmus.launch.plan.command import main
 
     return main(words)
 

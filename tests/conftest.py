@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command does, before torch is loaded
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # and as the planner does, before numpy is
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -58,10 +58,10 @@ def parse(argv: Sequence[str]) -> Command:
     return command
 
 
-def print_help(usage: str = _USAGE, schema: type = Config) -> None:
+def print_help(usage: str = _USAGE, schema: type = Config, config_name: str = "train") -> None:
     """Print options, groups and every key with its default."""
     print(usage, end="")
-    for group, choices in groups().items():
+    for group, choices in groups(config_name).items():
         print(f"  {group:<12} {', '.join(choices)}")
     print("\nKeys (default): meaning")
     for name, default, meaning in keys_of(schema):

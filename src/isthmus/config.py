@@ -143,12 +143,16 @@ def keys_of(schema: type, prefix: str = "") -> Iterator[tuple[str, str, str]]:
         yield name, shown, field.metadata.get("help", "")
 
 
-def groups() -> dict[str, list[str]]:
-    """Return the choices of each group that ships with isthmus."""
+def groups(config_name: str | None = None) -> dict[str, list[str]]:
+    """Return the choices of each group that ships with isthmus; with a root's name, of the groups that it has."""
     root = resources.files(CONFIG_MODULE)
+    chosen = None
+    if config_name is not None:
+        defaults = yaml.safe_load((root / f"{config_name}.yaml").read_text())["defaults"]
+        chosen = {name for entry in defaults if isinstance(entry, dict) for name in entry}
     found = {}
     for folder in sorted(root.iterdir(), key=lambda entry: entry.name):
-        if folder.is_dir() and not folder.name.startswith("_"):
+        if folder.is_dir() and not folder.name.startswith("_") and (chosen is None or folder.name in chosen):
             names = [entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")]
             found[folder.name] = sorted(names)
     return found
