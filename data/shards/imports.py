@@ -84,6 +84,7 @@ def dataset_manifest(
     config: str,
     tokenizer: dict[str, Any],
     inputs: list[dict[str, Any]] | None = None,
+    libraries: dict[str, str] | None = None,
 ) -> DatasetManifest:
     """Sum shards up by source."""
     sources: dict[str, dict[str, int]] = {}
@@ -102,4 +103,5 @@ def dataset_manifest(
         sources=sources,
         shards=listed,
         inputs=inputs or [],
+        libraries=libraries or {},
     )

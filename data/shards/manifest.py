@@ -48,6 +48,7 @@ class DatasetManifest:
     shards: list[dict[str, Any]]
     format: int = 1
     inputs: list[dict[str, Any]] = field(default_factory=list)
+    libraries: dict[str, str] = field(default_factory=dict)
 
 
 def record_file(path: Path, name: str | None = None) -> FileRecord:

@@ -1,0 +1,188 @@
+"""First stage, one unit: read, extract, filter; the documents that remain and all that later stages need of them."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from isthmus.data.dedup.keys import write_keys
+from isthmus.data.dedup.signatures import MinHasher
+from isthmus.data.extras import need
+from isthmus.data.prepare.config import PrepareData
+from isthmus.data.prepare.documents import Document, Dropped, Shared, build_chain, content_hash
+from isthmus.data.prepare.folder import WorkFolder, new_file
+from isthmus.data.prepare.guard import Guard
+from isthmus.data.prepare.reading import RecordReader
+from isthmus.data.prepare.statistics import Statistics
+from isthmus.data.prepare.units import Unit
+from isthmus.data.readers.records import Record, Reject
+from isthmus.data.transcripts.document import BadCaptions
+from isthmus.files import write_atomically
+
+_ROWS_AT_ONCE = 500
+_BYTES_AT_ONCE = 16_000_000
+BACKSTOP_RULE = "backstop.cpu"
+
+
+def minhasher(config: PrepareData) -> MinHasher | None:
+    dedup = config.dedup
+    return MinHasher(bands=dedup.bands, rows=dedup.rows, ngram=dedup.ngram) if dedup.minhash else None
+
+
+def collect_unit(
+    unit: Unit,
+    config: PrepareData,
+    folder: WorkFolder,
+    shared: Shared,
+    guard: Guard,
+    backstop: set[str],
+    progress: Callable[[int, int], None],
+) -> None:
+    """Write the documents of a unit, and its summary last.
+
+    Args:
+        backstop: pages that ended a process before, by hash.
+        progress: called with (documents, bytes) since the last call.
+    """
+    source = config.sources[unit.source]
+    chain = build_chain(unit.source, source, config, shared)
+    statistics = Statistics(input_bytes=unit.bytes)
+    reader = RecordReader(
+        source,
+        config.limits,
+        shared.videos,
+        keep_translations=config.transcripts.keep_translations,
+        on_bytes=lambda count: progress(0, count),
+    )
+    hasher = minhasher(config)
+    prefix = folder.documents / unit.name
+    writer = _DocumentWriter(hasher)
+    rejects: list[Reject] = []
+    seen: list[int] = []
+    backstopped: set[str] = set()
+    sampling = {"seed": config.seed, "samples": config.samples}
+    with new_file(prefix.with_suffix(".parquet")) as file:
+        writer.open(file)
+        for entry in reader.records(unit):
+            if isinstance(entry, Reject):
+                rejects.append(entry)
+                continue
+            statistics.records += 1
+            progress(1, 0)
+            outcome = _outcome(entry, chain, guard, backstop, seen)
+            if isinstance(outcome, Reject):
+                statistics.records -= 1
+                rejects.append(outcome)
+            elif isinstance(outcome, Dropped):
+                statistics.drop(outcome, **sampling)
+                if outcome.rule == BACKSTOP_RULE:
+                    backstopped.add(content_hash(entry).hex())
+            else:
+                statistics.keep(outcome, size=len(outcome.text.encode()), **sampling)
+                writer.add(outcome)
+        writer.close()
+    statistics.rejected = sum(reject.records for reject in rejects)
+    writer.write_keys(prefix)
+    lines = [json.dumps({"source": unit.source, **asdict(reject)}, sort_keys=True) + "\n" for reject in rejects]
+    write_atomically(prefix.with_suffix(".rejects.jsonl"), "".join(lines).encode("utf-8", "surrogatepass"))
+    write_atomically(prefix.with_suffix(".seen"), np.unique(np.array(seen, dtype="<u8")).tobytes())
+    summary = {"documents": writer.documents, "statistics": asdict(statistics), "backstopped": sorted(backstopped)}
+    folder.finish(folder.documents, unit.name, summary)
+
+
+def _outcome(
+    record: Record, chain: Callable[[Record], Document | Dropped], guard: Guard, backstop: set[str], seen: list[int]
+) -> Document | Dropped | Reject:
+    page = content_hash(record)
+    seen.append(int.from_bytes(page[:8], "little"))
+    if page.hex() in backstop:
+        return Dropped(BACKSTOP_RULE, record)
+    try:
+        with guard.watch(page):
+            return chain(record)
+    except BadCaptions as error:
+        return Reject(record.file, record.offset, f"corrupt captions: {error}")
+
+
+class _DocumentWriter:
+    """Gathers documents into row groups of a parquet file, and their keys."""
+
+    def __init__(self, hasher: MinHasher | None) -> None:
+        self._hasher = hasher
+        self._rows: list[dict[str, Any]] = []
+        self._bytes = 0
+        self._names: list[bytes] = []
+        self._texts: list[bytes] = []
+        self._signatures: list[Any] = []
+        self._writer: Any = None
+
+    @property
+    def documents(self) -> int:
+        return len(self._names)
+
+    def open(self, file: Any) -> None:
+        self._writer = need("pyarrow.parquet").ParquetWriter(file, _schema(), compression="zstd", compression_level=1)
+
+    def add(self, document: Document) -> None:
+        self._names.append(document.identity)
+        self._texts.append(document.text_hash)
+        if self._hasher:
+            self._signatures.append(self._hasher.signature(document.compared))
+        self._rows.append(
+            {
+                "document": document.identity,
+                "text": document.text,
+                "page": document.page,
+                "file": document.file,
+                "offset": document.offset,
+                "url": document.url,
+                "licence": document.licence,
+                "language": document.language,
+                "language_score": document.language_score,
+                "about": json.dumps(document.about, sort_keys=True),
+            }
+        )
+        self._bytes += len(document.text)
+        if len(self._rows) >= _ROWS_AT_ONCE or self._bytes >= _BYTES_AT_ONCE:
+            self._flush()
+
+    def close(self) -> None:
+        self._flush()
+        self._writer.close()
+
+    def write_keys(self, prefix: Any) -> None:
+        width = (
+            len(self._signatures[0])
+            if self._signatures
+            else (self._hasher.bands * self._hasher.rows if self._hasher else 0)
+        )
+        signatures = (
+            np.array(self._signatures, dtype=np.uint32).reshape(-1, width) if width else np.zeros((0, 1), np.uint32)
+        )
+        write_keys(prefix, self._names, self._texts, signatures, self._hasher)
+
+    def _flush(self) -> None:
+        if self._rows:
+            table = need("pyarrow").Table.from_pylist(self._rows, schema=_schema())
+            self._writer.write_table(table)
+        self._rows, self._bytes = [], 0
+
+
+def _schema() -> Any:
+    pyarrow = need("pyarrow")
+    return pyarrow.schema(
+        [
+            ("document", pyarrow.binary(16)),
+            ("text", pyarrow.large_string()),
+            ("page", pyarrow.binary(16)),
+            ("file", pyarrow.string()),
+            ("offset", pyarrow.int64()),
+            ("url", pyarrow.string()),
+            ("licence", pyarrow.string()),
+            ("language", pyarrow.string()),
+            ("language_score", pyarrow.float32()),
+            ("about", pyarrow.string()),
+        ]
+    )

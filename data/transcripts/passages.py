@@ -1,0 +1,58 @@
+"""Phrases to paragraphs: a new one at a pause, at another speaker's turn, or after enough whole sentences."""
+
+import re
+from collections.abc import Sequence
+
+from isthmus.data.transcripts.cleaning import ANOTHER_SPEAKER
+from isthmus.data.transcripts.cues import Passage, Phrase
+
+_SENTENCE_END = re.compile(r"[.!?…。！？]['\"”’)\]]*$")
+_WORDS_PER_SENTENCE = 60  # speech with fewer ends of sentences than one in so many words is unpunctuated
+
+
+def join_phrases(phrases: Sequence[Phrase], *, pause_seconds: float, paragraph_words: int) -> list[Passage]:
+    """Return paragraphs; unpunctuated speech is cut at pauses and turns only."""
+    passages: list[Passage] = []
+    words = 0
+    for phrase in phrases:
+        if passages:
+            last = passages[-1]
+            turn = phrase.speaker == ANOTHER_SPEAKER or phrase.speaker not in ("", last.speaker)
+            pause = phrase.start - last.end > pause_seconds
+            full = words >= paragraph_words and _SENTENCE_END.search(last.text)
+            if not (turn or pause or full):
+                text = f"{last.text} {phrase.text}"
+                end = max(last.end, phrase.end)
+                passages[-1] = Passage(last.start, end, text, last.speaker, last.phrases + 1)
+                words += len(phrase.text.split())
+                continue
+            speaker = phrase.speaker or ("" if turn else last.speaker)
+        else:
+            speaker = phrase.speaker
+        passages.append(Passage(phrase.start, phrase.end, phrase.text, speaker))
+        words = len(phrase.text.split())
+    return passages
+
+
+def is_punctuated(phrases: Sequence[Phrase]) -> bool:
+    """Say whether sentences end often enough for the text to have been punctuated."""
+    words = [word for phrase in phrases for word in phrase.text.split()]
+    ends = sum(bool(_SENTENCE_END.search(word)) for word in words)
+    return bool(words) and ends * _WORDS_PER_SENTENCE >= len(words)
+
+
+def render(passages: Sequence[Passage], *, speakers: bool, time_marks: bool) -> str:
+    """Return the text: a paragraph a passage, named where the speaker changes."""
+    parts = []
+    before = ""
+    for passage in passages:
+        named = speakers and passage.speaker not in ("", ANOTHER_SPEAKER, before)
+        prefix = f"{_clock(passage.start)} " if time_marks else ""
+        parts.append(f"{prefix}{passage.speaker}: {passage.text}" if named else f"{prefix}{passage.text}")
+        before = passage.speaker or before
+    return "\n\n".join(parts)
+
+
+def _clock(seconds: float) -> str:
+    whole = max(0, int(seconds))
+    return f"[{whole // 3600:02d}:{whole // 60 % 60:02d}:{whole % 60:02d}]"
