@@ -11,7 +11,7 @@ from isthmus.data.dedup.keys import write_keys
 from isthmus.data.dedup.signatures import MinHasher
 from isthmus.data.extras import need
 from isthmus.data.prepare.config import PrepareData
-from isthmus.data.prepare.documents import Document, Dropped, Shared, build_chain, content_hash
+from isthmus.data.prepare.documents import Document, Dropped, Shared, build_chain, content_hash, warm_up
 from isthmus.data.prepare.folder import WorkFolder, new_file
 from isthmus.data.prepare.guard import Guard
 from isthmus.data.prepare.reading import RecordReader
@@ -47,6 +47,7 @@ def collect_unit(
         progress: called with (documents, bytes) since the last call.
     """
     source = config.sources[unit.source]
+    warm_up()
     chain = build_chain(unit.source, source, config, shared)
     statistics = Statistics(input_bytes=unit.bytes)
     reader = RecordReader(

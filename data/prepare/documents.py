@@ -70,6 +70,13 @@ class Shared:
 Chain = Callable[[Record], Document | Dropped]
 
 
+def warm_up() -> None:
+    """Load what the first document would load, so that it is not charged with it."""
+    extract(b"<html><body><p>warm up</p></body></html>", "", max_bytes=1000, max_nodes=100)
+    normalise("w\u00e4rm")
+    identify("warm up")
+
+
 def build_chain(name: str, source: PrepareSource, config: PrepareData, shared: Shared) -> Chain:
     """Return the function that turns a source's records into documents."""
     steps = {SourceKind.web: _web, SourceKind.transcripts: _transcripts, SourceKind.text: _text}[source.kind]

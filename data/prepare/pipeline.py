@@ -187,7 +187,7 @@ class _Preparation:
         path = str(self._data.tokenizer.path)
         if not path.startswith("tiktoken:"):
             file = Path(path).expanduser()
-            write_atomically(self._folder.out / file.name, file.read_bytes())
+            write_atomically(self._folder.out / f"tokenizer{file.suffix}", file.read_bytes())
 
     def _statistics(self) -> dict[str, Statistics]:
         """Add up what the first and third stage counted; documents and bytes kept are those of the third."""

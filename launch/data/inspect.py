@@ -96,14 +96,15 @@ def _describe(dataset: Dataset, number: int) -> dict[str, Any]:
 
 def _tokenizer(dataset: Dataset, path: str | None) -> TextTokenizer | None:
     known = dataset.manifest.tokenizer
-    beside = dataset.folder / str(known.get("name", ""))
-    if path is None and not (known.get("name") and beside.is_file()):
-        if str(known.get("name", "")).startswith("tiktoken:"):
-            return load_text_tokenizer(str(known["name"]))
+    name = str(known.get("name", ""))
+    beside = dataset.folder / f"tokenizer{Path(name).suffix}"
+    if path is None and name.startswith("tiktoken:"):
+        path = name
+    if path is None and not beside.is_file():
         return None
     tokenizer = load_text_tokenizer(path or str(beside))
     if known.get("sha256") and tokenizer.hash != known["sha256"]:
-        raise UserError("did not make these tokens", where=f"tokenizer={path}", fix=f"give {known['name']}")
+        raise UserError("did not make these tokens", where=f"tokenizer={path}", fix=f"give {name}")
     return tokenizer
 
 
