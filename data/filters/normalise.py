@@ -8,7 +8,8 @@ from isthmus.data.extras import need
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\ufffe\uffff]")
 _SPACE_BEFORE_BREAK = re.compile(r"[ \t]+\n")
-_ENTITY = re.compile(r"&(?:[A-Za-z][A-Za-z0-9]{1,30}|#\d{1,7}|#[xX][0-9A-Fa-f]{1,6});")
+_ESCAPE = "\x1b"
+_OTHER_BREAKS = re.compile(r"\r\n?|[\u2028\u2029\x85]")
 
 
 def normalise(text: str) -> str:
@@ -16,20 +17,34 @@ def normalise(text: str) -> str:
 
     Quotation marks keep their shape: curly ones are not damage.
     """
-    if not text.isascii():
-        text = need("ftfy").fix_text(text, _settings())
-    elif _ENTITY.search(text) and "<" not in text:
-        # ASCII holds no mojibake; what ftfy could still do to it is to resolve entities.
-        text = need("ftfy").fix_text(text, _settings())
-    if "\r" in text or "\u2028" in text or "\u2029" in text or "\x85" in text:
-        text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\u2028", "\n").replace("\u2029", "\n")
+    if "\r" in text or not text.isascii():
+        text = _OTHER_BREAKS.sub("\n", text)
+    if not text.isascii() or "&" in text or _ESCAPE in text:
+        text = _repair(text)
     if not text.isprintable():
         text = _CONTROL.sub("", text)
-    return _SPACE_BEFORE_BREAK.sub("\n", text).strip()
+        text = _SPACE_BEFORE_BREAK.sub("\n", text)
+    return text.strip()
+
+
+def _repair(text: str) -> str:
+    """Apply ftfy line by line, as it does itself, but only to the lines that it could change.
+
+    ASCII holds no mojibake and is NFC; what remains there are colours of terminals, and entities, which ftfy
+    resolves until a line holds a `<`.
+    """
+    fix = need("ftfy").fix_text_segment
+    lines = text.split("\n")
+    entities = True
+    for number, line in enumerate(lines):
+        entities = entities and "<" not in line
+        if not line.isascii() or (entities and "&" in line) or _ESCAPE in line:
+            lines[number] = fix(line, _settings(entities))
+    return "\n".join(lines)
 
 
 @cache
-def _settings() -> Any:
+def _settings(entities: bool) -> Any:
     return need("ftfy").TextFixerConfig(
-        uncurl_quotes=False, fix_latin_ligatures=False, normalization="NFC", explain=False
+        unescape_html=entities, uncurl_quotes=False, fix_latin_ligatures=False, normalization="NFC", explain=False
     )

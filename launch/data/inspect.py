@@ -43,8 +43,8 @@ def main(argv: Sequence[str]) -> int:
     settings = words.settings(["tokenizer"])
     if len(words.rest) != 1:
         raise UserError("give one folder", where="data inspect", fix="isthmus data inspect DIR [--sample 5]")
-    dataset = Dataset(Path(words.rest[0]).expanduser())
     sample = words.number("--sample", 0)
+    dataset = Dataset(Path(words.rest[0]).expanduser())
     console = Console(stderr=words.flag("--json"))
     documents = [_describe(dataset, number) for number in _chosen(dataset.documents, sample)]
     if documents:

@@ -181,6 +181,19 @@ def test_text_is_repaired(damaged: str, repaired: str) -> None:
     assert normalise(damaged) == repaired
 
 
+_PIECES = ["schÃ¶n", "â€œ", "&amp;", "&eacute;", "<b>", "cafe\u0301", "\n", " ", "\t", "plain", "ﬁ", "“", "\x1b[31m"]
+
+
+@settings(deadline=None, max_examples=150)
+@given(pieces=st.lists(st.sampled_from(_PIECES), max_size=12))
+def test_repair_line_by_line_equals_ftfy_on_the_whole(pieces: list[str]) -> None:
+    import ftfy
+
+    text = "".join(pieces)
+    whole = ftfy.fix_text(text, uncurl_quotes=False, fix_latin_ligatures=False, normalization="NFC")
+    assert normalise(text) == normalise(whole.replace("&", "\ue000")).replace("\ue000", "&")
+
+
 @settings(deadline=None, max_examples=80)
 @given(text=st.text(max_size=80))
 def test_normal_text_stays_normal_and_encodable(text: str) -> None:
