@@ -227,10 +227,10 @@ def content_hash(record: Record) -> bytes:
 
 
 def _measures(view: TextView, score: float) -> Measures:
-    """Return bins for the report: powers of two for lengths, twentieths for fractions, halves for mean word length."""
-    return {
-        "characters": len(view.text).bit_length(),
-        "language_score": int(score * 20),
+    """Return bins for the report: quarter powers of two for lengths, twentieths of fractions."""
+    measures = {
+        "characters": (len(view.text) ** 4).bit_length(),
         "mean_word_length": min(40, int(mean_word_length(view) * 2)),
         "line_punctuation": int(line_punctuation(view) * 20),
     }
+    return {**measures, "language_score": int(score * 20)} if score else measures

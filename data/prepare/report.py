@@ -38,7 +38,7 @@ def write_report(path: Path, sources: Mapping[str, Statistics], config_hash: str
         f"<style>{_STYLE}</style><script>{need('plotly.offline').get_plotlyjs()}</script></head><body>",
         f"<h1>What became of {format_count(total.records)} records</h1>",
         f"<p>{format_count(total.kept)} documents were kept: {format_bytes(total.kept_bytes)} of text, "
-        f"{format_count(total.tokens)} tokens. {format_count(total.rejected)} records could not be read. "
+        f"{format_count(total.tokens)} tokens. {format_count(total.rejected)} could not be read. "
         f"<span class='place'>Configuration and input {config_hash[:16]}</span></p>",
         _sources(sources),
         "<h2>Funnel</h2>",
@@ -97,7 +97,8 @@ def _rules(total: Statistics) -> str:
 
 def _histogram(name: str, total: Statistics) -> str:
     title, unit = _MEASURES[name]
-    bins = sorted((int(label), counts) for label, counts in total.histograms[name].items())
+    found = {int(label): counts for label, counts in total.histograms[name].items()}
+    bins = [(number, found.get(number, [0, 0])) for number in range(min(found), max(found) + 1)]
     labels = [_label(name, number) for number, _ in bins]
     graph = need("plotly.graph_objects")
     figure = graph.Figure(
@@ -114,7 +115,7 @@ def _histogram(name: str, total: Statistics) -> str:
 
 def _label(name: str, number: int) -> str:
     if name == "characters":
-        return format_count(2**number // 2)
+        return format_count(2 ** ((number - 1) / 4)) if number else "0"
     return f"{number / 2:g}" if name == "mean_word_length" else f"{number / 20:.2f}"
 
 

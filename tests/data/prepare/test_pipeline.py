@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -172,6 +173,46 @@ def test_interrupted_again_and_again_it_ends_with_the_same_bits(corpus: Path, re
     assert interrupted >= 5
     assert contents(out) == contents(reference)
     assert run(corpus, out).already
+
+
+class _Murderous(Progress):
+    """Kills a worker, as a kernel short of memory would, at some of the finished tasks."""
+
+    def __init__(self) -> None:
+        super().__init__(Console(file=io.StringIO()))
+        self.finished = self.killed = 0
+
+    def stage(self, name: str, tasks: int, total: int) -> Any:
+        progress = self
+        shown = super().stage(name, tasks, total)
+
+        class Killing(StageProgress):
+            def finish(self, *arguments: Any) -> None:
+                progress.finished += 1
+                if progress.finished in (2, 5, 22):
+                    victim = multiprocessing.active_children()[0]
+                    assert victim.pid is not None
+                    os.kill(victim.pid, signal.SIGKILL)
+                    progress.killed += 1
+                super().finish(*arguments)
+
+        class Swap:
+            def __enter__(self) -> StageProgress:
+                found = shown.__enter__()
+                found.__class__ = Killing
+                return found
+
+            def __exit__(self, *error: object) -> Any:
+                return shown.__exit__(*error)
+
+        return Swap()
+
+
+def test_workers_that_are_killed_are_replaced(corpus: Path, reference: Path, tmp_path: Path) -> None:
+    progress = _Murderous()
+    run(corpus, tmp_path / "out", "workers=2", progress=progress)
+    assert progress.killed == 3
+    assert contents(tmp_path / "out") == contents(reference)
 
 
 @pytest.mark.slow
