@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ BACKSTOP = "backstop.jsonl"
 REJECTS = "rejects.jsonl"
 REPORT = "report.html"
 SUMMARY = "summary.json"
+_TEMPORARY = re.compile(r"\..+\.(bin|idx|parquet|json|jsonl|html|model|tiktoken)\.[A-Za-z0-9_]+")
 
 
 class WorkFolder:
@@ -52,6 +54,12 @@ class WorkFolder:
         """Remove what a stage made, because what it was made from changed."""
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
+
+    def remove_leftovers(self) -> None:
+        """Remove half-written files that a killed run left beside the finished ones."""
+        for path in self.out.iterdir():
+            if path.is_file() and _TEMPORARY.fullmatch(path.name):
+                path.unlink()
 
     def remove_work(self) -> None:
         shutil.rmtree(self.work, ignore_errors=True)

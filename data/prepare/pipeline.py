@@ -58,6 +58,7 @@ def prepare(config: PrepareConfig, progress: Progress) -> Outcome:
         return _already(folder, plan)
     with folder.lock():
         folder.create()
+        folder.remove_leftovers()
         _check_plan(folder, plan)
         workers = config.workers or os.cpu_count() or 1
         with Pool(workers, config.data, folder) as pool:

@@ -74,6 +74,7 @@ def plan_preparation(config: PrepareConfig) -> Plan:
     tokenizer = load_text_tokenizer(data.tokenizer.path, data.tokenizer.end_of_document)
     contents = _load_lists(data)
     files = {name: source_files(name, source) for name, source in data.sources.items()}
+    _check_out(Path(config.out).expanduser(), files)
     units = plan_units(files, data)
     inputs = [
         {"source": name, "file": file.identity, "bytes": file.bytes}
@@ -91,6 +92,19 @@ def plan_preparation(config: PrepareConfig) -> Plan:
     }
     digest = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
     return Plan(units, tokenizer, digest, inputs, _stamps(files), libraries)
+
+
+def _check_out(out: Path, files: dict[str, list[InputFile]]) -> None:
+    """Refuse to read what this command writes."""
+    root = f"{out.resolve()}/"
+    for name, listed in files.items():
+        for file in listed:
+            if file.url.startswith(root):
+                raise UserError(
+                    f"reads {file.identity} of the folder that is written",
+                    where=f"data.sources.{name}.path",
+                    fix="choose an out elsewhere",
+                )
 
 
 def _check_numbers(data: PrepareData) -> None:

@@ -267,6 +267,18 @@ def test_a_page_that_hangs_is_journaled_and_dropped_in_every_unit_and_later_run(
     assert contents(tmp_path / "later") == contents(tmp_path / "out")
 
 
+def test_half_written_files_of_a_killed_run_are_removed(tmp_path: Path) -> None:
+    for name in (".crawl-00000.bin.123", ".manifest.json.x1_y", ".gitignore", "notes.txt"):
+        (tmp_path / name).write_text("x")
+    WorkFolder(tmp_path).remove_leftovers()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".gitignore", "notes.txt"]
+
+
+def test_a_dataset_is_no_input_of_itself(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="of the folder that is written"):
+        run(corpus, corpus.parent)
+
+
 def test_a_torn_journal_line_is_passed_over(tmp_path: Path) -> None:
     folder = WorkFolder(tmp_path)
     (tmp_path / BACKSTOP).write_text('{"page": "aa", "reason": "x"}\n{"page": "b')

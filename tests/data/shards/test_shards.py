@@ -103,7 +103,7 @@ def test_a_file_that_shrinks_after_it_was_opened_is_an_error_not_old_memory(tmp_
         shard.document(3)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=30, derandomize=True)
 @given(content=st.binary(max_size=200), bin_bytes=st.integers(0, 100), header=st.booleans())
 def test_no_bytes_make_the_index_reader_crash(content: bytes, bin_bytes: int, header: bool, tmp_path_factory) -> None:
     folder = tmp_path_factory.mktemp("fuzz")
