@@ -15,7 +15,7 @@ from isthmus.data.prepare.assemble import ShardPlan, finished_shard, plan_shards
 from isthmus.data.prepare.config import PrepareConfig
 from isthmus.data.prepare.folder import PLAN, REJECTS, REPORT, SUMMARY, WorkFolder, new_file
 from isthmus.data.prepare.pool import Pool
-from isthmus.data.prepare.progress import Progress
+from isthmus.data.prepare.progress import Progress, source_of
 from isthmus.data.prepare.report import write_report
 from isthmus.data.prepare.statistics import Statistics
 from isthmus.data.prepare.units import Unit
@@ -208,8 +208,10 @@ class _Preparation:
         return self._folder.summary(stage, unit.name) is not None
 
     def _run(self, stage: str, tasks: list[Any], size: Callable[[Any], int]) -> None:
-        total = sum(size(task) for task in tasks)
-        with self._progress.stage(stage, len(tasks), total) as shown:
+        totals: dict[str, int] = {}
+        for task in tasks:
+            totals[source_of(task)] = totals.get(source_of(task), 0) + size(task)
+        with self._progress.stage(stage, totals) as shown:
 
             def done(task: Task) -> None:
                 unit = getattr(task, "unit", None)

@@ -12,6 +12,7 @@ from rich.progress import Progress as RichProgress
 from isthmus.units import format_bytes, format_count, format_duration
 
 _PLAIN_SECONDS = 30.0
+_COUNTS = ("documents", "amount", "kept", "dropped", "rejected", "tokens")
 
 
 class Shown(Protocol):
@@ -31,54 +32,56 @@ class Progress:
         self._console.print(message, highlight=False)
 
     @contextmanager
-    def stage(self, name: str, tasks: int, total: int) -> Iterator["StageProgress"]:
-        """Show a stage of so many tasks and so much work (bytes to collect, documents to tokenize, else tasks)."""
+    def stage(self, name: str, totals: dict[str, int]) -> Iterator["StageProgress"]:
+        """Show a stage with so much work for each source: bytes to collect, documents to tokenize, else tasks."""
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}"),  # stage and source
             BarColumn(bar_width=20),
             TextColumn("{task.percentage:>3.0f}%"),
             TextColumn("{task.fields[counts]}"),
             TimeRemainingColumn(),
         )
         with RichProgress(*columns, console=self._console, disable=not self._console.is_terminal) as bars:
-            stage = StageProgress(name, total, bars, self._console)
+            stage = StageProgress(name, totals, bars, self._console)
             yield stage
-        if tasks:
-            stage.conclude()
+        stage.conclude()
 
 
 class StageProgress:
     """Counts of one stage by source."""
 
-    def __init__(self, name: str, total: int, bars: RichProgress, console: Console) -> None:
-        self._name, self._total = name, total
+    def __init__(self, name: str, totals: dict[str, int], bars: RichProgress, console: Console) -> None:
+        self._name, self._totals = name, totals
         self._bars, self._console = bars, console
-        self._rows: dict[str, Any] = {}
-        self._counts: dict[str, dict[str, int]] = {}
-        self._running: dict[int, int] = {}  # work reported by a task that is not finished
+        self._rows = {
+            source: bars.add_task(f"{name} {source}", total=total, counts="") for source, total in totals.items()
+        }
+        self._counts = {source: dict.fromkeys(_COUNTS, 0) for source in totals}
+        self._running: dict[int, tuple[str, int]] = {}  # work reported by tasks that are not finished
+        self._finished = dict.fromkeys(totals, 0)
         self._begun = self._printed = time.monotonic()
-        self._finished = 0
-        self._all = bars.add_task(f"{name}", total=total, counts="")
 
     def advance(self, task: Any, items: int, amount: int) -> None:
-        counts = self._of(task)
+        source = source_of(task)
+        counts = self._counts[source]
         counts["documents"] += items
         counts["amount"] += amount
         work = amount if self._name == "collect" else items if self._name == "tokenize" else 0
-        self._running[id(task)] = self._running.get(id(task), 0) + work
-        self._show(task)
+        self._running[id(task)] = (source, self._running.get(id(task), (source, 0))[1] + work)
+        self._show(source)
 
     def finish(self, task: Any, size: int, summary: dict[str, Any] | None) -> None:
-        self._finished += size
+        source = source_of(task)
+        self._finished[source] += size
         self._running.pop(id(task), None)
         if summary:
             statistics = summary["statistics"]
-            counts = self._of(task)
+            counts = self._counts[source]
             counts["kept"] += statistics["kept"]
             counts["dropped"] += sum(documents for documents, _ in statistics["dropped"].values())
             counts["rejected"] += statistics["rejected"]
             counts["tokens"] += statistics["tokens"]
-        self._show(task)
+        self._show(source)
 
     def conclude(self) -> None:
         elapsed = time.monotonic() - self._begun
@@ -87,21 +90,21 @@ class StageProgress:
                 f"{self._name} {source}: {self._describe(counts, elapsed)}".rstrip(": "), highlight=False
             )
 
-    def _show(self, task: Any) -> None:
-        source = _source(task)
+    def _show(self, source: str) -> None:
         elapsed = max(1e-9, time.monotonic() - self._begun)
-        done = min(self._total, self._finished + sum(self._running.values()))
-        self._bars.update(self._all, completed=done, counts=self._describe(self._sum(), elapsed))
-        if source not in self._rows:
-            self._rows[source] = self._bars.add_task(f"  {source}", total=None, counts="")
-        self._bars.update(self._rows[source], counts=self._describe(self._of(task), elapsed))
+        running = sum(work for owner, work in self._running.values() if owner == source)
+        done = min(self._totals[source], self._finished[source] + running)
+        self._bars.update(self._rows[source], completed=done, counts=self._describe(self._counts[source], elapsed))
         now = time.monotonic()
         if not self._console.is_terminal and now - self._printed >= _PLAIN_SECONDS:
             self._printed = now
-            left = format_duration(elapsed * (self._total - done) / done) if done else "?"
-            share = f"{done / self._total:.0%}" if self._total else ""
+            total = sum(self._totals.values())
+            done = min(total, sum(self._finished.values()) + sum(work for _, work in self._running.values()))
+            left = format_duration(elapsed * (total - done) / done) if done else "?"
+            counts = {name: sum(part[name] for part in self._counts.values()) for name in _COUNTS}
             self._console.print(
-                f"{self._name} {share}: {self._describe(self._sum(), elapsed)}, {left} left", highlight=False
+                f"{self._name} {done / max(1, total):.0%}: {self._describe(counts, elapsed)}, {left} left",
+                highlight=False,
             )
 
     def _describe(self, counts: dict[str, int], elapsed: float) -> str:
@@ -120,18 +123,8 @@ class StageProgress:
                 parts.append(f"{format_count(counts[name])} {name}")
         return ", ".join(parts) or f"{format_duration(elapsed)}"
 
-    def _of(self, task: Any) -> dict[str, int]:
-        names = ("documents", "amount", "kept", "dropped", "rejected", "tokens")
-        return self._counts.setdefault(_source(task), dict.fromkeys(names, 0))
 
-    def _sum(self) -> dict[str, int]:
-        total: dict[str, int] = dict.fromkeys(("documents", "amount", "kept", "dropped", "rejected", "tokens"), 0)
-        for counts in self._counts.values():
-            for name, value in counts.items():
-                total[name] += value
-        return total
-
-
-def _source(task: Any) -> str:
+def source_of(task: Any) -> str:
+    """Return the source that a task belongs to."""
     found = getattr(task, "unit", None) or getattr(task, "plan", None)
     return str(getattr(found, "source", "all sources"))

@@ -30,7 +30,7 @@ def read_zip(raw: BinaryIO, file: str, limits: Limits) -> Iterator[Record | Reje
         yield Reject(file, 0, f"corrupt zip: {error}")
         return
     for number, member in members:
-        if member.is_dir() or not format_of(member.filename):
+        if not format_of(member.filename) or member.is_dir():  # a damaged directory may hold an empty name
             continue
         name = f"{file}/{_clean(member.filename)}"
         try:

@@ -135,7 +135,7 @@ class _Interrupting(Progress):
         super().__init__(Console(file=io.StringIO()))
         self.left = after
 
-    def stage(self, name: str, tasks: int, total: int) -> Any:
+    def stage(self, name: str, totals: dict[str, int]) -> Any:
         progress = self
 
         class Counting(StageProgress):
@@ -145,7 +145,7 @@ class _Interrupting(Progress):
                     raise KeyboardInterrupt
                 super().finish(*arguments)
 
-        shown = super().stage(name, tasks, total)
+        shown = super().stage(name, totals)
 
         class Swap:
             def __enter__(self) -> StageProgress:
@@ -182,9 +182,9 @@ class _Murderous(Progress):
         super().__init__(Console(file=io.StringIO()))
         self.finished = self.killed = 0
 
-    def stage(self, name: str, tasks: int, total: int) -> Any:
+    def stage(self, name: str, totals: dict[str, int]) -> Any:
         progress = self
-        shown = super().stage(name, tasks, total)
+        shown = super().stage(name, totals)
 
         class Killing(StageProgress):
             def finish(self, *arguments: Any) -> None:

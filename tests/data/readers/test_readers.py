@@ -318,6 +318,18 @@ def test_members_of_zip_and_tar_are_documents() -> None:
         assert [reject.file for reject in rejects] == ["a.zip/bad.txt"]
 
 
+def test_a_member_without_a_name_is_passed_over() -> None:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr("x", "nameless")
+        archive.writestr("b.txt", "fine")
+    data = content.getvalue()
+    at = data.index(b"PK\x01\x02")  # the directory's entry: its name is made empty, and what was the name a comment
+    data = data[: at + 28] + b"\0\0" + data[at + 30 : at + 32] + b"\1\0" + data[at + 34 :]
+    records, _ = split(read_zip(io.BytesIO(data), "a.zip", Limits()))
+    assert [record.content for record in records] == ["fine"]
+
+
 def test_a_bomb_in_an_archive_is_a_reject() -> None:
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
