@@ -2,36 +2,45 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from isthmus.data.transcripts.cleaning import ANOTHER_SPEAKER
 from isthmus.data.transcripts.cues import Passage, Phrase
 
 _SENTENCE_END = re.compile(r"[.!?…。！？]['\"”’)\]]*$")
+_LONGEST_END = 20  # characters that the end of a sentence and its quotation marks may take
 _WORDS_PER_SENTENCE = 60  # speech with fewer ends of sentences than one in so many words is unpunctuated
 
 
 def join_phrases(phrases: Sequence[Phrase], *, pause_seconds: float, paragraph_words: int) -> list[Passage]:
     """Return paragraphs; unpunctuated speech is cut at pauses and turns only."""
-    passages: list[Passage] = []
+    groups: list[list[Phrase]] = []
+    speaker = ""
     words = 0
+    ended = 0.0
     for phrase in phrases:
-        if passages:
-            last = passages[-1]
-            turn = phrase.speaker == ANOTHER_SPEAKER or phrase.speaker not in ("", last.speaker)
-            pause = phrase.start - last.end > pause_seconds
-            full = words >= paragraph_words and _SENTENCE_END.search(last.text)
-            if not (turn or pause or full):
-                text = f"{last.text} {phrase.text}"
-                end = max(last.end, phrase.end)
-                passages[-1] = Passage(last.start, end, text, last.speaker, last.phrases + 1)
-                words += len(phrase.text.split())
-                continue
-            speaker = phrase.speaker or ("" if turn else last.speaker)
-        else:
+        turn = phrase.speaker == ANOTHER_SPEAKER or phrase.speaker not in ("", speaker)
+        pause = phrase.start - ended > pause_seconds
+        full = words >= paragraph_words and _SENTENCE_END.search(groups[-1][-1].text[-_LONGEST_END:])
+        if not groups or turn or pause or full:
+            if groups and not turn and phrase.speaker == "":
+                phrase = replace(phrase, speaker=speaker)  # the same one goes on
+            groups.append([])
+            words = 0
             speaker = phrase.speaker
-        passages.append(Passage(phrase.start, phrase.end, phrase.text, speaker))
-        words = len(phrase.text.split())
-    return passages
+        groups[-1].append(phrase)
+        words += len(phrase.text.split())
+        ended = max(ended, phrase.end)
+    return [
+        Passage(
+            group[0].start,
+            max(phrase.end for phrase in group),
+            " ".join(phrase.text for phrase in group),
+            group[0].speaker,
+            len(group),
+        )
+        for group in groups
+    ]
 
 
 def is_punctuated(phrases: Sequence[Phrase]) -> bool:

@@ -67,15 +67,18 @@ def _unrolled(cues: Sequence[Cue]) -> list[Phrase]:
 
 def _phrases(cue: Cue, rows: Sequence[Row]) -> list[Phrase]:
     """Join a cue's rows to one phrase, or one for each speaker."""
-    phrases: list[Phrase] = []
+    groups: list[list[Row]] = []
     for row in rows:
-        end = cue.end if row.last_word is None else min(cue.end, row.last_word + SECONDS_OF_A_WORD)
-        text = _plain(row)
-        if phrases and row.speaker in ("", phrases[-1].speaker):
-            before = phrases.pop()
-            phrases.append(Phrase(before.start, end, f"{before.text} {text}", before.speaker, cue.bad))
+        if groups and row.speaker in ("", groups[-1][0].speaker):
+            groups[-1].append(row)
         else:
-            phrases.append(Phrase(cue.start, end, text, row.speaker, cue.bad))
+            groups.append([row])
+    phrases = []
+    for group in groups:
+        last = group[-1].last_word
+        end = cue.end if last is None else min(cue.end, last + SECONDS_OF_A_WORD)
+        text = " ".join(_plain(row) for row in group)
+        phrases.append(Phrase(cue.start, end, text, group[0].speaker, cue.bad))
     return phrases
 
 

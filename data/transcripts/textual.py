@@ -82,10 +82,15 @@ def _blocks(
             continue
         rows: list[str] = []
         while at < len(lines) and not timing.match(lines[at]):
-            if lines[at] == "" and (blank_rows or _next_is_timing(lines, at + 1, timing)):
-                break
-            rows.append(lines[at])
-            at += 1
+            if lines[at] == "":
+                filled = at if blank_rows else _next_filled(lines, at)
+                if blank_rows or _is_next_cue(lines, filled, timing):
+                    break
+                rows += lines[at:filled]
+                at = filled
+            else:
+                rows.append(lines[at])
+                at += 1
         else:
             if at < len(lines) and rows and rows[-1].strip().isdigit():  # no empty line before the next cue's number
                 rows.pop()
@@ -95,10 +100,14 @@ def _blocks(
         yield _seconds(groups[:4]), _seconds(groups[4:]), rows
 
 
-def _next_is_timing(lines: Sequence[str], at: int, timing: re.Pattern[str]) -> bool:
-    """Say whether a timing, or a number and a timing, follow (or nothing at all)."""
+def _next_filled(lines: Sequence[str], at: int) -> int:
     while at < len(lines) and lines[at] == "":
         at += 1
+    return at
+
+
+def _is_next_cue(lines: Sequence[str], at: int, timing: re.Pattern[str]) -> bool:
+    """Say whether a cue begins here, with a timing or a number before it (or nothing is left)."""
     if at >= len(lines) or timing.match(lines[at]):
         return True
     return lines[at].strip().isdigit() and at + 1 < len(lines) and bool(timing.match(lines[at + 1]))

@@ -166,3 +166,15 @@ def test_metadata_that_is_wrong_is_refused_with_its_line(tmp_path: Path) -> None
     assert load_videos(str(path), "x") == {"5": Video(licence="CC0")}
     with pytest.raises(UserError, match="cannot be read"):
         load_videos(str(tmp_path / "absent"), "data.sources.talks.metadata")
+
+
+def test_long_tracks_take_time_in_proportion() -> None:
+    """Not timed: with a step that looks at everything before it, this would take minutes."""
+    cue = "00:00:00.000 --> 00:00:01.000\n"
+    many = "WEBVTT\n\n" + "".join(f"{cue}word{number}\n\n" for number in range(60_000))
+    tall = "WEBVTT\n\n" + cue + "row\n" * 200_000
+    blank = f"1\n{cue}begin\n" + "\n" * 200_000 + "end\n"
+    for content, words in ((many, 60_000), (tall, 200_000), (blank, 2)):
+        found = transcript(content.encode())
+        assert isinstance(found, Transcript)
+        assert len(found.text.split()) == words
