@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from isthmus.data.dedup.components import survivors
-from isthmus.data.dedup.keys import write_keys
+from isthmus.data.dedup.keys import KeyWriter
 from isthmus.data.dedup.pairs import Corpus, near_duplicates
 from isthmus.data.dedup.signatures import MinHasher
 from isthmus.data.filters.c4 import c4
@@ -170,9 +170,11 @@ def our_stages(pages: list[Record], texts: list[str], scratch: Path) -> Stages:
 
 def _deduplicate(texts: list[str], scratch: Path) -> list[str]:
     hasher = MinHasher(bands=14, rows=8, ngram=5)
-    signatures = np.array([hasher.signature(text) for text in texts]).reshape(-1, 112)
-    names = [page_hash(f"{number}".encode()) for number in range(len(texts))]
-    write_keys(scratch / "unit", names, names, signatures, hasher)
+    writer = KeyWriter(scratch / "unit", hasher)
+    for number, text in enumerate(texts):
+        name = page_hash(f"{number}".encode())
+        writer.add(name, name, hasher.signature(text))
+    writer.close()
     corpus = Corpus.of([scratch / "unit"], [len(texts)])
     fates = survivors(corpus, [], [near_duplicates(corpus, band, 0, 1, 0.7) for band in range(14)]).fates
     return [text for text, fate in zip(texts, fates, strict=True) if fate == 0]

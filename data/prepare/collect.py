@@ -3,11 +3,12 @@
 import json
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from isthmus.data.dedup.keys import write_keys
+from isthmus.data.dedup.keys import KeyWriter
 from isthmus.data.dedup.signatures import MinHasher
 from isthmus.data.extras import need
 from isthmus.data.prepare.config import PrepareData
@@ -23,6 +24,7 @@ from isthmus.files import write_atomically
 
 _ROWS_AT_ONCE = 500
 _BYTES_AT_ONCE = 16_000_000
+_SEEN_BYTES = 1 << 23
 BACKSTOP_RULE = "backstop.cpu"
 
 
@@ -57,26 +59,30 @@ def collect_unit(
         keep_translations=config.transcripts.keep_translations,
         on_bytes=lambda count: progress(0, count),
     )
-    hasher = minhasher(config)
     prefix = folder.documents / unit.name
-    writer = _DocumentWriter(hasher)
-    rejects: list[Reject] = []
-    seen: list[int] = []
+    writer = _DocumentWriter(prefix, minhasher(config))
+    seen = _SeenPages()
     backstopped: set[str] = set()
     sampling = {"seed": config.seed, "samples": config.samples}
-    with new_file(prefix.with_suffix(".parquet")) as file:
+
+    def reject(entry: Reject) -> None:
+        statistics.rejected += entry.records
+        line = json.dumps({"source": unit.source, **asdict(entry)}, sort_keys=True) + "\n"
+        rejects.write(line.encode("utf-8", "surrogatepass"))
+
+    with new_file(prefix.with_suffix(".parquet")) as file, new_file(prefix.with_suffix(".rejects.jsonl")) as rejects:
         writer.open(file)
         for entry in reader.records(unit):
             if isinstance(entry, Reject):
-                rejects.append(entry)
+                reject(entry)
                 continue
-            statistics.records += 1
             progress(1, 0)
             outcome = _outcome(entry, chain, guard, backstop, seen)
             if isinstance(outcome, Reject):
-                statistics.records -= 1
-                rejects.append(outcome)
-            elif isinstance(outcome, Dropped):
+                reject(outcome)
+                continue
+            statistics.records += 1
+            if isinstance(outcome, Dropped):
                 statistics.drop(outcome, **sampling)
                 if outcome.rule == BACKSTOP_RULE:
                     backstopped.add(content_hash(entry).hex())
@@ -84,20 +90,16 @@ def collect_unit(
                 statistics.keep(outcome, size=len(outcome.text.encode()), **sampling)
                 writer.add(outcome)
         writer.close()
-    statistics.rejected = sum(reject.records for reject in rejects)
-    writer.write_keys(prefix)
-    lines = [json.dumps({"source": unit.source, **asdict(reject)}, sort_keys=True) + "\n" for reject in rejects]
-    write_atomically(prefix.with_suffix(".rejects.jsonl"), "".join(lines).encode("utf-8", "surrogatepass"))
-    write_atomically(prefix.with_suffix(".seen"), np.unique(np.array(seen, dtype="<u8")).tobytes())
+    write_atomically(prefix.with_suffix(".seen"), seen.sorted())
     summary = {"documents": writer.documents, "statistics": asdict(statistics), "backstopped": sorted(backstopped)}
     folder.finish(folder.documents, unit.name, summary)
 
 
 def _outcome(
-    record: Record, chain: Callable[[Record], Document | Dropped], guard: Guard, backstop: set[str], seen: list[int]
+    record: Record, chain: Callable[[Record], Document | Dropped], guard: Guard, backstop: set[str], seen: "_SeenPages"
 ) -> Document | Dropped | Reject:
     page = content_hash(record)
-    seen.append(int.from_bytes(page[:8], "little"))
+    seen.add(page)
     if page.hex() in backstop:
         return Dropped(BACKSTOP_RULE, record)
     try:
@@ -107,30 +109,44 @@ def _outcome(
         return Reject(record.file, record.offset, f"corrupt captions: {error}")
 
 
+class _SeenPages:
+    """The first eight bytes of the hash of every page of a unit, each once."""
+
+    def __init__(self) -> None:
+        self._sorted = np.zeros(0, dtype="<u8")
+        self._waiting = bytearray()
+
+    def add(self, page: bytes) -> None:
+        self._waiting += page[:8]
+        if len(self._waiting) >= _SEEN_BYTES:
+            self.sorted()
+
+    def sorted(self) -> bytes:
+        self._sorted = np.unique(np.concatenate([self._sorted, np.frombuffer(bytes(self._waiting), dtype="<u8")]))
+        self._waiting.clear()
+        return self._sorted.astype("<u8").tobytes()
+
+
 class _DocumentWriter:
     """Gathers documents into row groups of a parquet file, and their keys."""
 
-    def __init__(self, hasher: MinHasher | None) -> None:
+    def __init__(self, prefix: Path, hasher: MinHasher | None) -> None:
         self._hasher = hasher
         self._rows: list[dict[str, Any]] = []
         self._bytes = 0
-        self._names: list[bytes] = []
-        self._texts: list[bytes] = []
-        self._signatures: list[Any] = []
+        self._keys = KeyWriter(prefix, hasher)
         self._writer: Any = None
 
     @property
     def documents(self) -> int:
-        return len(self._names)
+        return self._keys.count
 
     def open(self, file: Any) -> None:
         self._writer = need("pyarrow.parquet").ParquetWriter(file, _schema(), compression="zstd", compression_level=1)
 
     def add(self, document: Document) -> None:
-        self._names.append(document.identity)
-        self._texts.append(document.text_hash)
-        if self._hasher:
-            self._signatures.append(self._hasher.signature(document.compared))
+        signature = self._hasher.signature(document.compared) if self._hasher else None
+        self._keys.add(document.identity, document.text_hash, signature)
         self._rows.append(
             {
                 "document": document.identity,
@@ -152,17 +168,7 @@ class _DocumentWriter:
     def close(self) -> None:
         self._flush()
         self._writer.close()
-
-    def write_keys(self, prefix: Any) -> None:
-        width = (
-            len(self._signatures[0])
-            if self._signatures
-            else (self._hasher.bands * self._hasher.rows if self._hasher else 0)
-        )
-        signatures = (
-            np.array(self._signatures, dtype=np.uint32).reshape(-1, width) if width else np.zeros((0, 1), np.uint32)
-        )
-        write_keys(prefix, self._names, self._texts, signatures, self._hasher)
+        self._keys.close()
 
     def _flush(self) -> None:
         if self._rows:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -266,7 +267,8 @@ def _already(folder: WorkFolder, plan: Plan) -> Outcome:
 def _write_rejects(folder: WorkFolder, units: list[Unit]) -> None:
     with new_file(folder.out / REJECTS) as file:
         for unit in units:
-            file.write((folder.documents / f"{unit.name}.rejects.jsonl").read_bytes())
+            with (folder.documents / f"{unit.name}.rejects.jsonl").open("rb") as part:
+                shutil.copyfileobj(part, file)
 
 
 def _check_rejects(folder: WorkFolder, sources: dict[str, Statistics], limit: float) -> None:

@@ -12,6 +12,8 @@ from isthmus.data.readers.records import Corrupt, Form, Limits, Record, Reject, 
 from isthmus.data.readers.streams import Stream
 
 _HEADER_BYTES = 1 << 16
+_RESCAN_BYTES = 1 << 18  # what a record with a wrong length covered is searched for others up to this size
+_DAMAGES_IN_A_ROW = 1_000  # after which the rest of a file is given up
 _FIELD = re.compile(rb"^([A-Za-z-]+):[ \t]*(.*?)[ \t]*\r?$", re.MULTILINE)
 _HTML = ("text/html", "application/xhtml+xml")
 
@@ -21,8 +23,11 @@ def read_warc(stream: Stream, file: str, limits: Limits) -> Iterator[Record | Re
 
     Offsets are those of the record in the file as it is stored: of the gzip member, or of the byte.
     """
-    offset = 0
+    offset = damages = 0
     while True:
+        if damages > _DAMAGES_IN_A_ROW:
+            yield Reject(file, offset, f"more than {_DAMAGES_IN_A_ROW} damaged places in a row; the rest is given up")
+            return
         try:
             _skip_blank(stream)
             offset = stream.stored_offset
@@ -32,7 +37,9 @@ def read_warc(stream: Stream, file: str, limits: Limits) -> Iterator[Record | Re
             if not line.startswith(b"WARC/"):
                 raise Corrupt("no WARC record where one should begin", offset)
             yield from _record(stream, line, file, offset, limits)
+            damages = 0
         except Corrupt as error:
+            damages += 1
             yield Reject(file, max(offset, error.offset), error.reason)
             if not _next_record(stream):
                 return
@@ -103,7 +110,8 @@ def _record(stream: Stream, first: bytes, file: str, offset: int, limits: Limits
         raise Corrupt("a truncated WARC record", offset)
     if (end := stream.read(4)) not in (b"\r\n\r\n", b""):
         # Its end is elsewhere: the next record may begin inside what was read.
-        stream.unread(payload + end)
+        if len(payload) <= _RESCAN_BYTES:
+            stream.unread(payload + end)
         raise Corrupt("a WARC record that does not end where its length says", offset)
     url = fields.get(b"warc-target-uri", b"").strip(b"<>").decode("utf-8", "replace")
     date = fields.get(b"warc-date", b"").decode("ascii", "replace")

@@ -21,7 +21,7 @@ def join_phrases(phrases: Sequence[Phrase], *, pause_seconds: float, paragraph_w
     for phrase in phrases:
         turn = phrase.speaker == ANOTHER_SPEAKER or phrase.speaker not in ("", speaker)
         pause = phrase.start - ended > pause_seconds
-        full = words >= paragraph_words and _SENTENCE_END.search(groups[-1][-1].text[-_LONGEST_END:])
+        full = groups and words >= paragraph_words and _SENTENCE_END.search(groups[-1][-1].text[-_LONGEST_END:])
         if not groups or turn or pause or full:
             if groups and not turn and phrase.speaker == "":
                 phrase = replace(phrase, speaker=speaker)  # the same one goes on

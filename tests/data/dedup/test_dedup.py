@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from isthmus.data.dedup import pairs as pairs_module
 from isthmus.data.dedup.benchmarks import load_benchmarks
 from isthmus.data.dedup.components import EXACT, KEPT, NEAR, Survivors, find, join, survivors
-from isthmus.data.dedup.keys import write_keys
+from isthmus.data.dedup.keys import KeyWriter
 from isthmus.data.dedup.pairs import Corpus, equal_texts, near_duplicates
 from isthmus.data.dedup.signatures import MinHasher
 from isthmus.errors import UserError
@@ -29,9 +29,10 @@ def digest(text: str) -> bytes:
 def corpus_of(folder: Path, units: list[list[tuple[str, str]]]) -> Corpus:
     """Write units of (name, text)."""
     for number, unit in enumerate(units):
-        signatures = np.array([HASHER.signature(text) for _, text in unit], dtype=np.uint32).reshape(-1, 112)
-        names, texts = [digest(name) for name, _ in unit], [digest(text) for _, text in unit]
-        write_keys(folder / str(number), names, texts, signatures, HASHER)
+        writer = KeyWriter(folder / str(number), HASHER)
+        for name, text in unit:
+            writer.add(digest(name), digest(text), HASHER.signature(text))
+        writer.close()
     return Corpus.of([folder / str(number) for number in range(len(units))], [len(unit) for unit in units])
 
 

@@ -245,6 +245,16 @@ def test_a_bad_record_costs_itself_only(damage: str, compressed: bool) -> None:
     assert len(found) + len(rejects) <= 7
 
 
+@pytest.mark.parametrize(
+    "content", [b"\x1f\x8b\x08\0\0\0\0\0\0\3\xff" * 9_000, b"WARC/1.0\r\nx\r\n\r\n" * 20_000], ids=["gz", "plain"]
+)
+def test_a_file_of_nothing_but_damage_is_given_up(content: bytes) -> None:
+    records, rejects = split(read_warc(stream_of(content), "a.warc", Limits()))
+    assert not records
+    assert len(rejects) == 1002
+    assert "the rest is given up" in rejects[-1].reason
+
+
 # --- parquet ---
 
 
