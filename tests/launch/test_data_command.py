@@ -1,9 +1,12 @@
 """`isthmus data` as a user meets it."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +87,23 @@ def test_a_tokenizer_is_trained_on_files_and_on_a_dataset(prepared: Path, tmp_pa
     words = [f"text={prepared}/out", f"tokenizer={prepared}/out/tokenizer.json", "vocab_size=300", "max_bytes=5000"]
     result = isthmus_cli("data", "tokenizer", "out=b.json", *words, cwd=tmp_path)
     assert result.code == 0, result.err
+
+
+def test_ctrl_c_ends_with_one_line_and_the_same_command_goes_on(prepared: Path) -> None:
+    words = ["data", "prepare", "data=in/mix.yaml", "out=again", "workers=2"]
+    command = [sys.executable, "-m", "isthmus.launch.cli", *words]
+    process = subprocess.Popen(
+        command, cwd=prepared, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not list(prepared.glob("again/work/documents/*.json")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # what a terminal does
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 130, err
+    assert err == "isthmus: interrupted; finished work is kept, the same command goes on\n"
+    assert subprocess.run(command, cwd=prepared, stdout=subprocess.DEVNULL).returncode == 0
+    assert (prepared / "again/manifest.json").read_bytes() == (prepared / "out/manifest.json").read_bytes()
 
 
 def test_help_names_sub_verbs_keys_and_defaults() -> None:
