@@ -27,6 +27,15 @@ def normalise(text: str) -> str:
     return text.strip()
 
 
+def whole(text: str) -> str:
+    """Return the text with halves of surrogate pairs joined or replaced: JSON may hold them, UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
 def _repair(text: str) -> str:
     """Apply ftfy line by line, as it does itself, but only to the lines that it could change.
 

@@ -12,7 +12,7 @@ from isthmus.data.filters.config import LanguageRules, PiiRules
 from isthmus.data.filters.fineweb import fineweb, line_punctuation
 from isthmus.data.filters.gopher import gopher_quality, gopher_repetition, mean_word_length
 from isthmus.data.filters.language import identify, language_rule
-from isthmus.data.filters.normalise import normalise
+from isthmus.data.filters.normalise import normalise, whole
 from isthmus.data.filters.pii import mask
 from isthmus.data.filters.speech import transcript_rule
 from isthmus.data.filters.text import TextView
@@ -103,6 +103,7 @@ def _web(name: str, source: PrepareSource, config: PrepareData, shared: Shared, 
             about["title"] = found.title
     else:
         text = record.content
+    text = whole(text)
     if web.normalise:
         text = normalise(text)
     view = TextView(text)
@@ -137,16 +138,14 @@ def _transcripts(
     found = transcript_of(record, shared.videos, rules)
     if isinstance(found, str):
         return Dropped(f"transcript.{found}", record)
-    text = normalise(found.text)
+    text, spoken = normalise(whole(found.text)), TextView(whole(found.spoken))
     view = TextView(text)
-    language, score, reason = _language(found.spoken, rules.language, source)
+    language, score, reason = _language(spoken.text, rules.language, source)
     measures = _measures(view, score)
     if not reason and not text:
         reason = "transcript.no_speech"
-    if not reason and rules.rules.enabled:
-        spoken = TextView(found.spoken)
-        if found_reason := transcript_rule(spoken, found.seconds, rules.rules):
-            reason = f"speech.{found_reason}"
+    if not reason and rules.rules.enabled and (found_reason := transcript_rule(spoken, found.seconds, rules.rules)):
+        reason = f"speech.{found_reason}"
     if reason:
         return Dropped(reason, record, text, measures)
     pii = rules.pii if rules.mask_pii else None
@@ -156,7 +155,9 @@ def _transcripts(
 
 def _text(name: str, source: PrepareSource, config: PrepareData, shared: Shared, record: Record) -> Document | Dropped:
     assert isinstance(record.content, str)
-    text = normalise(record.content) if config.text.normalise else record.content
+    text = whole(record.content)
+    if config.text.normalise:
+        text = normalise(text)
     if not text.strip():
         return Dropped("text.empty", record)
     language, score, reason = "", 0.0, ""
@@ -211,9 +212,9 @@ def _finish(
         page=content_hash(record),
         file=record.file,
         offset=record.offset,
-        url=record.url,
-        licence=str(licence),
-        language=language[0],
+        url=whole(record.url),
+        licence=whole(str(licence)),
+        language=whole(language[0]),
         language_score=language[1],
         about=json.loads(json.dumps(about)),
         measures=measures,

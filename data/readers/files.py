@@ -135,7 +135,8 @@ def _filesystem(path: str, where: str) -> tuple[Any, str]:
 
 def _describe(filesystem: Any, path: str, name: str, base: str) -> InputFile:
     info = filesystem.info(name)
-    identity = name.removeprefix(base).lstrip("/")
+    # A name that is no UTF-8 reaches us with surrogates, which no file of ours could hold.
+    identity = name.removeprefix(base).lstrip("/").encode("utf-8", "backslashreplace").decode()
     url = name if "://" not in path else filesystem.unstrip_protocol(name)
     return InputFile(
         identity=identity,
