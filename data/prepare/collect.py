@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -52,17 +53,17 @@ def collect_unit(
     warm_up()
     chain = build_chain(unit.source, source, config, shared)
     statistics = Statistics(input_bytes=unit.bytes)
+    watched = _WatchedPages(guard, backstop)
     reader = RecordReader(
         source,
         config.limits,
         shared.videos,
         keep_translations=config.transcripts.keep_translations,
         on_bytes=lambda count: progress(0, count),
+        watch=watched,
     )
     prefix = folder.documents / unit.name
     writer = _DocumentWriter(prefix, minhasher(config))
-    seen = _SeenPages()
-    backstopped: set[str] = set()
     sampling = {"seed": config.seed, "samples": config.samples}
 
     def reject(entry: Reject) -> None:
@@ -77,54 +78,63 @@ def collect_unit(
                 reject(entry)
                 continue
             progress(1, 0)
-            outcome = _outcome(entry, chain, guard, backstop, seen)
+            outcome = _outcome(entry, chain, watched)
             if isinstance(outcome, Reject):
                 reject(outcome)
                 continue
             statistics.records += 1
             if isinstance(outcome, Dropped):
                 statistics.drop(outcome, **sampling)
-                if outcome.rule == BACKSTOP_RULE:
-                    backstopped.add(content_hash(entry).hex())
             else:
                 statistics.keep(outcome, size=len(outcome.text.encode()), **sampling)
                 writer.add(outcome)
         writer.close()
-    write_atomically(prefix.with_suffix(".seen"), seen.sorted())
-    summary = {"documents": writer.documents, "statistics": asdict(statistics), "backstopped": sorted(backstopped)}
+    write_atomically(prefix.with_suffix(".seen"), watched.seen())
+    summary = {"documents": writer.documents, "statistics": asdict(statistics), "backstopped": sorted(watched.dropped)}
     folder.finish(folder.documents, unit.name, summary)
 
 
 def _outcome(
-    record: Record, chain: Callable[[Record], Document | Dropped], guard: Guard, backstop: set[str], seen: "_SeenPages"
+    record: Record, chain: Callable[[Record], Document | Dropped], watched: "_WatchedPages"
 ) -> Document | Dropped | Reject:
     page = content_hash(record)
-    seen.add(page)
-    if page.hex() in backstop:
+    if not watched.begins(page):
         return Dropped(BACKSTOP_RULE, record)
     try:
-        with guard.watch(page):
+        with watched.watch(page):
             return chain(record)
     except BadCaptions as error:
         return Reject(record.file, record.offset, f"corrupt captions: {error}")
 
 
-class _SeenPages:
-    """The first eight bytes of the hash of every page of a unit, each once."""
+class _WatchedPages:
+    """The pages and segments of a unit under the backstop: which of them are dropped, and which there were at all."""
 
-    def __init__(self) -> None:
+    def __init__(self, guard: Guard, backstop: set[str]) -> None:
+        self._guard, self._backstop = guard, backstop
         self._sorted = np.zeros(0, dtype="<u8")
         self._waiting = bytearray()
+        self.dropped: set[str] = set()
 
-    def add(self, page: bytes) -> None:
+    def begins(self, page: bytes) -> bool:
+        """Remember a page, and say whether to work on it."""
         self._waiting += page[:8]
         if len(self._waiting) >= _SEEN_BYTES:
-            self.sorted()
+            self.seen()
+        if page.hex() in self._backstop:
+            self.dropped.add(page.hex())
+            return False
+        return True
 
-    def sorted(self) -> bytes:
-        self._sorted = np.unique(np.concatenate([self._sorted, np.frombuffer(bytes(self._waiting), dtype="<u8")]))
+    def watch(self, page: bytes) -> AbstractContextManager[None]:
+        return self._guard.watch(page)
+
+    def seen(self) -> bytes:
+        """Return the first eight bytes of every hash, sorted, each once."""
+        waiting = np.frombuffer(bytes(self._waiting), dtype="<u8")
+        self._sorted = np.unique(np.concatenate([self._sorted, waiting])).astype("<u8")
         self._waiting.clear()
-        return self._sorted.astype("<u8").tobytes()
+        return self._sorted.tobytes()
 
 
 class _DocumentWriter:

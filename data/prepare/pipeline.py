@@ -224,7 +224,7 @@ class _Preparation:
 
     def _journal(self, page: bytes, reason: str) -> None:
         self._folder.add_to_backstop(page, reason)
-        self._progress.note(f"page {page.hex()} {reason}: it is dropped, now and in later runs")
+        self._progress.note(f"input {page.hex()} {reason}: it is dropped, now and in later runs")
 
 
 def _check_plan(folder: WorkFolder, plan: Plan) -> None:

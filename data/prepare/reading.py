@@ -1,8 +1,10 @@
 """The records of a unit of work, file by file."""
 
+import hashlib
 import io
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO, cast
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, BinaryIO, Protocol, cast
 
 from isthmus.data.prepare.config import LimitsConfig, PrepareSource, SourceKind
 from isthmus.data.prepare.units import Segment, Unit
@@ -17,6 +19,25 @@ from isthmus.data.transcripts.document import Video
 from isthmus.data.transcripts.tracks import unused_tracks
 
 _SINGLE = {"html": Form.html, "text": Form.text, "captions": Form.captions}
+
+
+class SegmentWatch(Protocol):
+    """What stands by while a segment is read, whose libraries may hang or crash as those of pages may."""
+
+    def begins(self, segment: bytes) -> bool:
+        """Say whether to read the segment with this hash: not if it ended a process before."""
+
+    def watch(self, segment: bytes) -> AbstractContextManager[None]: ...
+
+
+class Unwatched:
+    """Reads everything, and lets what happens happen."""
+
+    def begins(self, segment: bytes) -> bool:
+        return True
+
+    def watch(self, segment: bytes) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 class RecordReader:
@@ -34,8 +55,9 @@ class RecordReader:
         *,
         keep_translations: bool,
         on_bytes: Callable[[int], None],
+        watch: SegmentWatch | None = None,
     ) -> None:
-        self._source = source
+        self._source, self._watch = source, watch or Unwatched()
         self._limits = Limits(limits.record_bytes, limits.line_bytes, limits.expansion)
         self._languages = {name: video.language for name, video in videos.items() if video.language}
         self._keep_translations = keep_translations
@@ -49,9 +71,19 @@ class RecordReader:
             if name in unused:
                 yield Record(name, 0, Form.other, b"", about={"rule": unused[name]})
                 continue
+            key = _segment_hash(unit.source, segment)
+            if not self._watch.begins(key):
+                yield Reject(name, segment.start, "reading it took too much CPU time or ended a process")
+                continue
             with open_file(segment.file.url) as raw:
                 counted = cast(BinaryIO, io.BufferedReader(_Counted(raw, self._on_bytes), 1 << 18))
-                yield from self._segment(segment, counted)
+                entries = self._segment(segment, counted)
+                while True:
+                    with self._watch.watch(key):
+                        entry = next(entries, None)
+                    if entry is None:
+                        break
+                    yield entry
 
     def _segment(self, segment: Segment, raw: BinaryIO) -> Iterator[Record | Reject]:
         file, limits = segment.file, self._limits
@@ -100,6 +132,11 @@ class RecordReader:
 
     def _unused(self, names: list[str]) -> dict[str, str]:
         return unused_tracks(names, self._languages, keep_translations=self._keep_translations)
+
+
+def _segment_hash(source: str, segment: Segment) -> bytes:
+    place = f"segment\0{source}\0{segment.file.identity}\0{segment.start}"
+    return hashlib.blake2b(place.encode(), digest_size=16).digest()
 
 
 class _Counted(io.RawIOBase):

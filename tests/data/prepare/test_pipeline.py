@@ -267,6 +267,29 @@ def test_a_page_that_hangs_is_journaled_and_dropped_in_every_unit_and_later_run(
     assert contents(tmp_path / "later") == contents(tmp_path / "out")
 
 
+def test_a_file_whose_reading_hangs_is_rejected_and_the_rest_goes_on(corpus: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    pages = [page_record(f"http://a/{name}", as_page(name, text)) for name, text in list(sample_pages().items())[:2]]
+    (folder / "a.warc").write_bytes(b"".join(pages))
+    # One record to pass over, of three (sparse) gigabytes: it stands for a library that does not come back.
+    size = 3_000_000_000
+    head = f"WARC/1.1\r\nWARC-Type: metadata\r\nContent-Length: {size}\r\n\r\n".encode()
+    with (folder / "b.warc").open("wb") as file:
+        file.write(head)
+        file.truncate(len(head) + size)
+    config = tmp_path / "mix.yaml"
+    config.write_text(
+        f"sources: {{crawl: {{kind: web, path: {folder}}}}}\nmax_reject_fraction: 0.5\n"
+        f"tokenizer: {{path: {corpus.parent}/tokenizer.json}}\nweb: {{cpu_seconds: 0.4}}\n"
+    )
+    outcome = run(config, tmp_path / "out", "workers=1")
+    assert outcome.sources["crawl"].kept == 2
+    (row,) = [json.loads(line) for line in (tmp_path / "out/rejects.jsonl").read_text().splitlines()]
+    assert row["file"] == "b.warc"
+    assert "took too much CPU time" in row["reason"]
+
+
 def test_half_written_files_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     for name in (".crawl-00000.bin.123", ".manifest.json.x1_y", ".gitignore", "notes.txt"):
         (tmp_path / name).write_text("x")
