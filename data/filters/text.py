@@ -6,8 +6,11 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-# A run of letters, digits and apostrophes, or one symbol: near spaCy's rules for European languages, in one pass.
-_WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
+# Near spaCy's rules for English, in one pass: addresses, options and paths keep their first signs, words their dots and
+# apostrophes; runs of dots and of hyphens are one symbol, any other sign is one of its own.
+_WORD = re.compile(
+    r"https?://\S*[\w/]|(?:(?<!\S)[-/]+)?\w+(?:(?:['’]|\.(?![A-Z])|[-:](?=\d))\w+)*|\.{2,}|-{2,}|[^\w\s]"
+)
 _LINES = re.compile(r"\n+")
 _PARAGRAPHS = re.compile(r"\n{2,}")
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
@@ -43,7 +46,7 @@ class TextView:
     @cached_property
     def spoken_words(self) -> list[str]:
         """The words that are no symbols."""
-        return [word for word in self.words if len(word) > 1 or word.isalnum()]
+        return [word for word in self.words if word[0].isalnum() or word[-1].isalnum()]
 
     @cached_property
     def word_lengths(self) -> NDArray[np.int64]:
