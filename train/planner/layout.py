@@ -1,5 +1,6 @@
 """How a model is laid out over each site's accelerators, and how the sites stay one model: plain data."""
 
+import math
 from dataclasses import dataclass
 
 from isthmus.errors import UserError
@@ -31,7 +32,7 @@ class Layout:
     distributed_optimizer: bool = True
     gradient_bytes: int = 4
     overlap: bool = True
-    bucket_params: int = 4_000_000
+    bucket_params: int | None = None
     fused: bool = True
     tensor_overlap: float = 0.0
 
@@ -39,6 +40,10 @@ class Layout:
     def ranks(self) -> int:
         """Ranks of one site."""
         return self.tensor * self.pipeline * self.context * self.data
+
+    def buckets(self, params: float) -> int:
+        """Return how many gradient buckets the parameters of a rank make, by the engine's rule where none is given."""
+        return max(1, math.ceil(params / (self.bucket_params or max(params / 40, 1_000_000))))
 
     def microbatches(self, sites: int) -> int:
         """Return microbatches per step and pipeline.

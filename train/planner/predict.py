@@ -90,7 +90,7 @@ def with_links(shape: Shape, layout: Layout, routed: Cluster, sync: Sync, alone:
         routed,
         step_seconds=alone.seconds,
         window_seconds=alone.window_seconds,
-        buckets=max(1, math.ceil(params / layout.bucket_params)),
+        buckets=layout.buckets(params),
         lanes=layout.ranks,
         codec_seconds=codec_seconds(_device(routed.sites[0], layout), owned, sync, len(routed.sites)),
     )
@@ -269,7 +269,7 @@ def _reductions(shape: Shape, layout: Layout, device: Device, backward: float) -
         ends = send(device, across_nodes=layout.ranks > node, message_bytes=2 * message)
     if not layout.overlap:
         return reduce + collect + ends
-    buckets = max(1, math.ceil((dense + experts) / layout.bucket_params))
+    buckets = layout.buckets(dense + experts)
     shown = max(reduce / buckets, reduce - backward * (1 - 1 / buckets))
     # Parameters are gathered beside the next forward pass, half as long as the backward pass.
     shown += max(collect / buckets, collect - 0.5 * backward)
