@@ -127,12 +127,12 @@ class Pool:
         page = page_at_death(guard_path(self._folder, slot.number))
         blameless = 1
         if page is not None:
-            # SIGKILL may come from outside (a person, a kernel short of memory): blamed only the second time.
+            # SIGKILL may come from outside (a person, a kernel short of memory): blamed only the third time.
             self._killed_at[page] += 1
             if code == -signal.SIGPROF:
                 on_backstop(page, "took too much CPU time")
                 blameless = 0
-            elif code != -signal.SIGKILL or self._killed_at[page] > 1:
+            elif code != -signal.SIGKILL or self._killed_at[page] >= _ATTEMPTS:
                 on_backstop(page, f"ended its process ({_signal_name(code)})")
                 blameless = 0
         replacement = self._start(slot.number)

@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
 def _lab(config: LabRunConfig, console: Console, stop_requested: Callable[[], int]) -> tuple[dict[str, Any], int]:
     lab = config.lab
     _refuse_what_the_lab_sets(config)
-    links = _links(lab)
+    links = _links(lab, config.sites.names)
     if config.train.threads is None:
         config.train.threads = max(1, (os.cpu_count() or 1) // (len(links.names) * lab.ranks_per_site))
     name = run_name(site_config(config, links.names, 0, [""] * len(links.names), 1))
@@ -156,13 +156,13 @@ def _conclude(
 
 
 def _refuse_what_the_lab_sets(config: LabRunConfig) -> None:
-    for section, names in (("sites", ("name", "names", "store", "host")), ("lane", ("interface",))):
+    for section, names in (("sites", ("name", "store", "host")), ("lane", ("interface",))):
         for name in names:
             if getattr(getattr(config, section), name):
                 raise UserError("is set by the lab", where=f"{section}.{name}", fix="leave it out; see lab.links")
 
 
-def _links(lab: LabConfig) -> Links:
+def _links(lab: LabConfig, names: Sequence[str]) -> Links:
     if lab.ranks_per_site < 1:
         raise UserError(f"is {lab.ranks_per_site}", where="lab.ranks_per_site", fix="it starts at 1")
     default = Shape(
@@ -176,11 +176,15 @@ def _links(lab: LabConfig) -> Links:
         links = read_links(Path(lab.links).expanduser(), default)
         if lab.sites not in (None, len(links.names)):
             raise UserError(f"is {lab.sites}", where="lab.sites", fix=f"{lab.links} names {len(links.names)}")
+        if names and list(names) != list(links.names):
+            raise UserError("differ from those of the links", where="sites.names", fix=f"leave them to {lab.links}")
         return links
-    count = 2 if lab.sites is None else lab.sites
+    count = (len(names) or 2) if lab.sites is None else lab.sites
     if not 1 <= count <= 250:
         raise UserError(f"is {count}", where="lab.sites", fix="choose from 1 to 250")
-    return Links.uniform([f"site{number + 1}" for number in range(count)], default)
+    if names and len(names) != count:
+        raise UserError(f"is {count}", where="lab.sites", fix=f"sites.names has {len(names)}, or leave those out")
+    return Links.uniform(names or [f"site{number + 1}" for number in range(count)], default)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ class LabShape(Enum):
 
 @dataclass(kw_only=True, slots=True)
 class LabConfig:
-    sites: int | None = key(None, "number of sites, named site1, site2, ... (2, or as the file of links says)")
+    sites: int | None = key(None, "number of sites (null: as sites.names or lab.links says, else 2: site1, site2)")
     ranks_per_site: int = key(1, "ranks in each site")
     bandwidth_mbps: float | None = key(100.0, "of each link in each direction, IP packets in Mbit/s (null: no limit)")
     rtt_ms: float = key(50.0, "round trip of each link")
