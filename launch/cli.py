@@ -15,6 +15,7 @@ isthmus VERB [overrides]
 Verbs:
   train    pre-train in this process
   launch   start several ranks on this machine: isthmus launch launch.processes=4 [overrides of train]
+  checkpoint  list or verify what a run has saved: isthmus checkpoint list runs/NAME
   lab      several sites on this machine, over links as thin as you like: isthmus lab sync=local [overrides]
 
 `isthmus VERB --help` shows the configuration groups and keys.
@@ -34,7 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] == "--version":
         print(f"isthmus {__version__}")
         return EXIT_OK
-    verbs: dict[str, Callable[[Sequence[str]], int]] = {"train": _train, "launch": _launch, "lab": _lab}
+    verbs: dict[str, Callable[[Sequence[str]], int]] = {
+        "train": _train,
+        "launch": _launch,
+        "lab": _lab,
+        "checkpoint": _checkpoint,
+    }
     if words[0] not in verbs:
         print(f"isthmus: there is no verb '{words[0]}'; choose one of: {', '.join(verbs)}", file=sys.stderr)
         return EXIT_USER_ERROR
@@ -54,6 +60,12 @@ def _train(words: Sequence[str]) -> int:
 
 def _launch(words: Sequence[str]) -> int:
     from isthmus.launch.local import main
+
+    return main(words)
+
+
+def _checkpoint(words: Sequence[str]) -> int:
+    from isthmus.launch.checkpoints import main
 
     return main(words)
 

@@ -17,6 +17,7 @@ from isthmus.files import write_atomically, write_json
 from isthmus.parallelism.engine import Engine
 from isthmus.parallelism.flops import count_parameters, model_flops_per_token
 from isthmus.parallelism.groups import site_groups
+from isthmus.train.checkpointing import RunCheckpointer
 from isthmus.train.config import Config, site_name, tokens_per_step
 from isthmus.train.evaluation import held_out_losses
 from isthmus.train.hardware import peak_flops
@@ -91,6 +92,8 @@ def build_run(config: Config, plan: Plan, world: World, console: Console, stop: 
         )
         observers = _observers(config, plan, world, console)
         stack.callback(observers.close)
+        checkpointer = RunCheckpointer(config, plan, engine, sync, tell)
+        stack.callback(checkpointer.close)
         run = Run(
             engine=engine,
             loader=loader,
@@ -100,6 +103,7 @@ def build_run(config: Config, plan: Plan, world: World, console: Console, stop: 
             evaluate_every=config.eval.every_steps,
             stop_requested=stop,
             sync=sync,
+            checkpointer=checkpointer,
         )
         if config.eval.every_steps:
             held_out = loader.held_out(
@@ -186,8 +190,7 @@ def _observers(config: Config, plan: Plan, world: World, console: Console) -> Ob
     )
     if metrics.attempt > 1:
         console.print(
-            f"this folder holds {metrics.attempt - 1} earlier attempt(s) and no checkpoint: starting at step 0 as "
-            f"attempt {metrics.attempt}; the earlier rows of metrics.jsonl are kept",
+            f"attempt {metrics.attempt}: the rows of earlier ones stay in metrics.jsonl",
             highlight=False,
         )
     return Observers(metrics, ConsoleProgress(console, plan.steps))

@@ -5,6 +5,7 @@ from enum import Enum
 
 from isthmus.config import fingerprint, key
 from isthmus.data.config import DataConfig
+from isthmus.fault_tolerance.config import CheckpointConfig, RestartConfig
 from isthmus.parallelism.config import Fp8Recipe, ModelConfig, OptimConfig, ParallelConfig, Precision
 from isthmus.parallelism.sites.config import LaneConfig, SitesConfig, SyncConfig
 
@@ -86,6 +87,8 @@ class Config:
     lane: LaneConfig = key(LaneConfig, "")
     eval: EvalConfig = key(EvalConfig, "")
     log: LogConfig = key(LogConfig, "")
+    checkpoint: CheckpointConfig = key(CheckpointConfig, "")
+    restart: RestartConfig = key(RestartConfig, "")
 
 
 # What may differ between the sites of one run: it names a place, or says how this site works, not what it computes.
@@ -105,12 +108,20 @@ PER_SITE = (
     "train.timeout_seconds",
     "data.cache_dir",
     "log",
+    "restart",
+    "checkpoint.keep",
+    "checkpoint.keep_every",
+    "checkpoint.asynchronous",
+    "checkpoint.resume",
+    "checkpoint.deadline_seconds",
+    "checkpoint.time_limit_seconds",
 )
 
 
 def run_name(config: Config) -> str:
     """Return `run.name`, or a name that is the same whenever the same run is composed, in every site."""
-    without = ["run", "lane", *(name for name in PER_SITE if name.startswith("sites."))]
+    # How a run is kept alive does not make it another run.
+    without = ["run", "lane", "checkpoint", "restart", *(name for name in PER_SITE if name.startswith("sites."))]
     return config.run.name or f"{config.run.prefix or config.model.name}-{fingerprint(config, without=without)}"
 
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from isthmus.config import compose, load_resolved, to_yaml
-from isthmus.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, EXIT_SITE_LOST, UserError
+from isthmus.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, EXIT_REQUEUE, EXIT_SITE_LOST, EXIT_USER_ERROR, UserError
 from isthmus.files import write_json
 from isthmus.parallelism.sites.lane import LaneError
 from isthmus.processes import die_with_launcher
@@ -47,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return _train(config, plan, command)
     except UserError as error:
-        _finish(plan, rank, "refused", error.exit_code, error=str(error))
+        status = "refused" if error.exit_code == EXIT_USER_ERROR else "failed"
+        _finish(plan, rank, status, error.exit_code, error=str(error))
         if rank == 0:
             print(f"isthmus: {error}", file=sys.stderr, flush=True)
         else:
@@ -81,12 +82,16 @@ def _train(config: Config, plan: Plan, command: Command) -> int:
 
     world = World.from_environment()
     console = Console(stderr=command.json, soft_wrap=True)
-    stop = StopRequest()
+    stop = StopRequest(_stop_after(config.checkpoint.time_limit_seconds))
     with stop.listening(), build_run(config, plan, world, console, stop) as run:
         completed = train(run)
+        by_hand = run.engine.any_rank(stop.by_hand)
         metrics = getattr(run.observer, "metrics", None)
         summary: dict[str, Any] = metrics.last if metrics else {}
-    status, code = ("completed", EXIT_OK) if completed else ("interrupted", EXIT_INTERRUPTED)
+    if completed:
+        status, code = "completed", EXIT_OK
+    else:
+        status, code = ("interrupted", EXIT_INTERRUPTED) if by_hand else ("preempted", EXIT_REQUEUE)
     _finish(plan, world.rank, status, code, step=run.progress.step, tokens=run.progress.tokens)
     if world.rank == 0:
         step = f"step {run.progress.step} of {plan.steps}"
@@ -95,6 +100,16 @@ def _train(config: Config, plan: Plan, command: Command) -> int:
         if command.json:
             print(json.dumps({"status": status, "folder": str(plan.folder), **summary}))
     return code
+
+
+_SHARE_FOR_THE_SAVE = 0.05
+
+
+def _stop_after(limit_seconds: float | None) -> float | None:
+    """Leave a twentieth of a time limit, and a minute at most, for the step in progress and the save."""
+    if limit_seconds is None:
+        return None
+    return limit_seconds - min(60.0, _SHARE_FOR_THE_SAVE * limit_seconds)
 
 
 def _finish(plan: Plan | None, rank: int, status: str, code: int, **details: Any) -> None:

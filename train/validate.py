@@ -51,6 +51,7 @@ def plan_run(config: Config, world_size: int, local_world_size: int | None = Non
     """
     _validate_finite(config)
     _validate_train(config)
+    _validate_checkpoint(config)
     validate_model(config.model)
     topology = build_topology(config.parallel, world_size)
     validate_layout(config.model, config.parallel, config.train.sequence_length)
@@ -168,6 +169,32 @@ def _validate_train(config: Config) -> None:
     name = run_name(config)
     if "/" in name or name in (".", ".."):
         raise UserError(f"is {name!r}", where="run.name", fix="it names one folder; put the path into run.dir")
+
+
+def _validate_checkpoint(config: Config) -> None:
+    keys = config.checkpoint
+    every = keys.every_steps
+    if not (every == "auto" or (isinstance(every, int) and every >= 0)):
+        raise UserError(f"is {every!r}", where="checkpoint.every_steps", fix="give auto, or a number of steps from 0")
+    for where, value, least in (
+        ("checkpoint.keep", keys.keep, 1),
+        ("checkpoint.keep_every", keys.keep_every, 0),
+        ("restart.without_progress", config.restart.without_progress, 0),
+        ("restart.delay_seconds", config.restart.delay_seconds, 0),
+    ):
+        if value < least:
+            raise UserError(f"is {value}", where=where, fix=f"it starts at {least}")
+    for where, seconds in (
+        ("checkpoint.failure_hours", keys.failure_hours),
+        ("checkpoint.deadline_seconds", keys.deadline_seconds),
+        ("checkpoint.time_limit_seconds", keys.time_limit_seconds),
+    ):
+        if seconds is not None and seconds <= 0:
+            raise UserError(f"is {seconds}", where=where, fix="it must be positive")
+    if keys.resume not in ("auto", "never"):
+        from isthmus.train.resuming import at_path
+
+        at_path(Path(keys.resume))
 
 
 def _validate_machine(config: Config, local_ranks: int) -> None:
