@@ -6,6 +6,7 @@ from enum import Enum
 from isthmus.config import fingerprint, key
 from isthmus.data.config import DataConfig
 from isthmus.fault_tolerance.config import CheckpointConfig, RestartConfig
+from isthmus.fault_tolerance.guard import GuardConfig
 from isthmus.parallelism.config import Fp8Recipe, ModelConfig, OptimConfig, ParallelConfig, Precision
 from isthmus.parallelism.sites.config import LaneConfig, SitesConfig, SyncConfig
 
@@ -89,6 +90,7 @@ class Config:
     log: LogConfig = key(LogConfig, "")
     checkpoint: CheckpointConfig = key(CheckpointConfig, "")
     restart: RestartConfig = key(RestartConfig, "")
+    guard: GuardConfig = key(GuardConfig, "")
 
 
 # What may differ between the sites of one run: it names a place, or says how this site works, not what it computes.

@@ -76,6 +76,7 @@ def _train(config: Config, plan: Plan, command: Command) -> int:
     warnings.filterwarnings("ignore", module=r"megatron\.")
     from rich.console import Console
 
+    from isthmus.fault_tolerance.ledger import describe, read_rows, summarize
     from isthmus.train.assembly import World, build_run
     from isthmus.train.loop import train
     from isthmus.train.stop import StopRequest
@@ -88,12 +89,16 @@ def _train(config: Config, plan: Plan, command: Command) -> int:
         by_hand = run.engine.any_rank(stop.by_hand)
         metrics = getattr(run.observer, "metrics", None)
         summary: dict[str, Any] = metrics.last if metrics else {}
-    if completed:
-        status, code = "completed", EXIT_OK
-    else:
-        status, code = ("interrupted", EXIT_INTERRUPTED) if by_hand else ("preempted", EXIT_REQUEUE)
+        if completed:
+            status, code = "completed", EXIT_OK
+        else:
+            status, code = ("interrupted", EXIT_INTERRUPTED) if by_hand else ("preempted", EXIT_REQUEUE)
+        run.ledger.close(status)
     _finish(plan, world.rank, status, code, step=run.progress.step, tokens=run.progress.tokens)
     if world.rank == 0:
+        totals = summarize(read_rows(plan.folder / "ledger.jsonl"))
+        summary = summary | {"goodput": totals["goodput"], "seconds": totals}
+        console.print(describe(totals), highlight=False)
         step = f"step {run.progress.step} of {plan.steps}"
         console.print(f"{status} at {step}; everything is in {plan.folder}", highlight=False)
         console.print(f"look at it with: tensorboard --logdir {plan.folder / 'tensorboard'}", highlight=False)

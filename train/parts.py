@@ -97,6 +97,10 @@ class Ledger(Protocol):
 
     def book(self, cause: str) -> AbstractContextManager[Any]: ...
 
+    def close(self, status: str) -> None:
+        """The attempt has ended, as outcome.json says."""
+        ...
+
 
 class _Stateless:
     def state_dict(self) -> dict[str, Any]:
@@ -172,3 +176,6 @@ class NoLedger:
 
     def book(self, cause: str) -> AbstractContextManager[Any]:
         return nullcontext()
+
+    def close(self, status: str) -> None:
+        pass

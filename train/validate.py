@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from isthmus.config import to_plain
 from isthmus.errors import UserError
+from isthmus.fault_tolerance.guard import validate_guard
 from isthmus.parallelism.config import OptimConfig
 from isthmus.parallelism.sites.config import SyncKind
 from isthmus.parallelism.sites.validate import validate_sites, validate_sync
@@ -52,6 +53,7 @@ def plan_run(config: Config, world_size: int, local_world_size: int | None = Non
     _validate_finite(config)
     _validate_train(config)
     _validate_checkpoint(config)
+    validate_guard(config.guard)
     validate_model(config.model)
     topology = build_topology(config.parallel, world_size)
     validate_layout(config.model, config.parallel, config.train.sequence_length)
