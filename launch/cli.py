@@ -16,6 +16,7 @@ Verbs:
   train    pre-train in this process
   launch   start several ranks on this machine: isthmus launch launch.processes=4 [overrides of train]
   plan     from compute, sites, links and data to a run: isthmus plan plan.flops=1e24 cluster=FILE
+  checkpoint  list or verify what a run has saved: isthmus checkpoint list runs/NAME
   lab      several sites on this machine, over links as thin as you like: isthmus lab sync=local [overrides]
   data     prepare, inspect or import token shards, train a tokenizer: isthmus data prepare data=FILE.yaml out=DIR
 
@@ -42,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "plan": _plan,
         "lab": _lab,
         "data": _data,
+        "checkpoint": _checkpoint,
     }
     if words[0] not in verbs:
         print(f"isthmus: there is no verb '{words[0]}'; choose one of: {', '.join(verbs)}", file=sys.stderr)
@@ -68,6 +70,12 @@ def _launch(words: Sequence[str]) -> int:
 
 def _plan(words: Sequence[str]) -> int:
     from isthmus.launch.plan.command import main
+
+    return main(words)
+
+
+def _checkpoint(words: Sequence[str]) -> int:
+    from isthmus.launch.checkpoints import main
 
     return main(words)
 

@@ -9,7 +9,7 @@ from torch.distributed import ProcessGroup, ReduceOp
 
 from isthmus.parallelism.slices import Slice
 
-_EMBEDDING = "embedding.word_embeddings.weight"
+EMBEDDING = "embedding.word_embeddings.weight"
 
 
 def copies_differ(
@@ -29,7 +29,7 @@ def copies_differ(
     sums: dict[str, int] = {}
     embedding = 0
     for where, values in owned:
-        if where.name == _EMBEDDING:
+        if where.name == EMBEDDING:
             embedding = _add(embedding, checksum(where, values))
         elif where.shape == where.global_shape and ".experts." not in where.name:
             sums[where.name] = _add(sums.get(where.name, 0), checksum(where, values))

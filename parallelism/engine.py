@@ -20,7 +20,7 @@ from torch import Tensor
 
 from isthmus.parallelism import cpu, gradients, initial
 from isthmus.parallelism.config import Fp8Recipe, ModelConfig, OptimConfig, ParallelConfig, Precision
-from isthmus.parallelism.copies import copies_differ
+from isthmus.parallelism.copies import EMBEDDING, copies_differ
 from isthmus.parallelism.gradients import BucketReady, GradientBucket
 from isthmus.parallelism.model import build_chunks, transformer_config
 from isthmus.parallelism.optimizer import ShardedAdamW
@@ -100,6 +100,7 @@ class Engine:
             self._prepare_parameters(module, model, seed)
         # With one data-parallel rank there is nothing to shard, and Megatron would copy every parameter to itself.
         sharded = parallel.distributed_optimizer and groups.dp_cp.size() > 1
+        self._sharded = sharded
         self.chunks = gradients.wrap(modules, self._config, parallel, groups, sharded=sharded)
         self.optimizer = ShardedAdamW(optim, precision, self.chunks, groups, sharded=sharded, overlap=parallel.overlap)
         self._reduction = Stopwatch(self.device)
@@ -174,6 +175,40 @@ class Engine:
             flat_main, flat_gradient = main.detach().view(-1), parameter.main_grad.view(-1)  # type: ignore[attr-defined]
             for where, first, last in slices_of(self._pieces[parameter], start, stop):
                 yield OwnedSlice(where, flat_main[first - start : last - start], flat_gradient[first:last])
+
+    def state(self) -> Iterator[tuple[str, Slice, Tensor]]:
+        """Yield (kind, address, flat view) of what a checkpoint must hold of this rank: parameters and moments."""
+        for parameter, main, start, stop in self.optimizer.main_parameters():
+            parts = {"parameter": main.detach(), **self.optimizer.moments(main)}
+            for kind, tensor in parts.items():
+                for where, first, last in slices_of(self._pieces[parameter], start, stop):
+                    yield kind, where, tensor.view(-1)[first - start : last - start]
+
+    def saves(self, where: Slice) -> bool:
+        """Return whether this rank is the one that saves a slice it owns: of copies, one is enough."""
+        groups = self.groups
+        expert = ".experts." in where.name
+        tensor, data = (groups.expt_tp, groups.expt_dp) if expert else (groups.tp, groups.dp_cp)
+        if where.shape == where.global_shape and tensor.rank() > 0:
+            return False
+        if where.name == EMBEDDING and self._tied_over_stages and groups.pp.rank() > 0:
+            return False
+        return self._sharded or data.rank() == 0
+
+    def restored(self, updates: int) -> None:
+        """Take up what was written into `state`, after so many updates; all ranks of the site call this together."""
+        self.optimizer.set_updates(updates)
+        self.publish_parameters()
+
+    def broadcast(self, message: bytes) -> bytes:
+        """Return rank 0's message on every rank of the site."""
+        length = torch.tensor([len(message)], device=self.device)
+        torch.distributed.broadcast(length, src=0)
+        content = torch.zeros(int(length.item()), dtype=torch.uint8, device=self.device)
+        if self.rank == 0 and message:
+            content.copy_(torch.frombuffer(bytearray(message), dtype=torch.uint8))
+        torch.distributed.broadcast(content, src=0)
+        return content.cpu().numpy().tobytes()
 
     @torch.no_grad()
     def publish_parameters(self) -> None:

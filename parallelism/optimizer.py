@@ -28,6 +28,7 @@ class ShardedAdamW:
     ) -> None:
         self.clip_grad_norm = optim.clip_grad_norm
         self._chunks, self._sharded = chunks, sharded
+        self._owners: dict[int, torch.optim.Optimizer] | None = None
         with cpu.construction():
             self.megatron = get_megatron_optimizer(
                 OptimizerConfig(
@@ -136,6 +137,33 @@ class ShardedAdamW:
             else:
                 for parameter in part.get_parameters():
                     yield parameter, parameter, 0, parameter.numel()
+
+    def moments(self, main: Tensor) -> dict[str, Tensor]:
+        """Return AdamW's moments of a main tensor, in its shape; zeros where there was no step yet."""
+        if self._owners is None:
+            self._owners = {
+                id(parameter): inner
+                for inner in self._inner()
+                for group in inner.param_groups
+                for parameter in group["params"]
+            }
+        inner = self._owners[id(main)]
+        state = inner.state[main]
+        if not state:
+            if isinstance(inner, torch.optim.AdamW):
+                state["step"] = torch.zeros((), dtype=torch.float32, device=main.device)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(main), torch.zeros_like(main)
+        return {name: state[name] for name in ("exp_avg", "exp_avg_sq")}
+
+    def set_updates(self, updates: int) -> None:
+        """Say how many steps the moments have seen, for their bias correction."""
+        for inner in self._inner():
+            for group in inner.param_groups:
+                if not isinstance(inner, torch.optim.AdamW):
+                    group["step"] = updates
+                for parameter in group["params"]:
+                    if "step" in inner.state[parameter]:
+                        inner.state[parameter]["step"].fill_(updates)
 
     def _inner(self) -> Iterator[torch.optim.Optimizer]:
         for part in self.parts():

@@ -13,15 +13,20 @@ from rich.console import Console
 
 from isthmus.config import to_yaml
 from isthmus.data.loader import MixtureLoader
+from isthmus.fault_tolerance.guard import StepGuard
+from isthmus.fault_tolerance.ledger import RunLedger
 from isthmus.files import write_atomically, write_json
 from isthmus.parallelism.engine import Engine
 from isthmus.parallelism.flops import count_parameters, model_flops_per_token
 from isthmus.parallelism.groups import site_groups
+from isthmus.processes import started_at
+from isthmus.train.checkpointing import RunCheckpointer
 from isthmus.train.config import Config, site_name, tokens_per_step
 from isthmus.train.evaluation import held_out_losses
 from isthmus.train.hardware import peak_flops
 from isthmus.train.loop import Run
 from isthmus.train.metrics import Metrics
+from isthmus.train.parts import Verdict
 from isthmus.train.progress import ConsoleProgress
 from isthmus.train.report import StepReport
 from isthmus.train.schedules import Schedule
@@ -46,17 +51,23 @@ class World:
 class Observers:
     """Passes everything on to several observers; ranks other than 0 have none."""
 
-    def __init__(self, metrics: Metrics | None, console: ConsoleProgress | None) -> None:
-        self.metrics = metrics
+    def __init__(
+        self, metrics: Metrics | None, console: ConsoleProgress | None, ledger: RunLedger | None = None
+    ) -> None:
+        self.metrics, self._ledger = metrics, ledger
         self._all = [observer for observer in (metrics, console) if observer is not None]
 
     def start(self, step: int, tokens: int, held_out: dict[str, float] | None) -> None:
         for observer in self._all:
             observer.start(step, tokens, held_out)
+        if self._ledger is not None:
+            self._ledger.begin(step)
 
     def step(self, report: StepReport, held_out: dict[str, float] | None) -> None:
         for observer in self._all:
             observer.step(report, held_out)
+        if self._ledger is not None:
+            self._ledger.step(report.step)
 
     def close(self) -> None:
         for observer in self._all:
@@ -90,8 +101,12 @@ def build_run(config: Config, plan: Plan, world: World, console: Console, stop: 
             data_size=plan.sites * plan.topology.data,
             seed=config.train.seed,
         )
-        observers = _observers(config, plan, world, console)
+        ledger = RunLedger(None if world.rank else plan.folder / "ledger.jsonl", started_at())
+        stack.callback(ledger.close, "failed")  # unless it was closed before
+        observers = _observers(config, plan, world, console, ledger)
         stack.callback(observers.close)
+        checkpointer = RunCheckpointer(config, plan, engine, sync, tell)
+        stack.callback(checkpointer.close)
         run = Run(
             engine=engine,
             loader=loader,
@@ -101,6 +116,9 @@ def build_run(config: Config, plan: Plan, world: World, console: Console, stop: 
             evaluate_every=config.eval.every_steps,
             stop_requested=stop,
             sync=sync,
+            checkpointer=checkpointer,
+            guard=StepGuard(config.guard, skip=Verdict.skip, proceed=Verdict.proceed, tell=tell),
+            ledger=ledger,
         )
         if config.eval.every_steps:
             held_out = loader.held_out(
@@ -163,9 +181,9 @@ def _by_updates(config: Config, plan: Plan) -> Callable[[int], float]:
     return lambda updates: schedule(updates * tokens_per_step(config))
 
 
-def _observers(config: Config, plan: Plan, world: World, console: Console) -> Observers:
+def _observers(config: Config, plan: Plan, world: World, console: Console, ledger: RunLedger) -> Observers:
     if world.rank:
-        return Observers(None, None)
+        return Observers(None, None, ledger)
     write_atomically(plan.folder / "config.yaml", to_yaml(config).encode())
     peak = config.log.peak_tflops * 1e12 if config.log.peak_tflops else peak_flops(config.train.precision)
     metrics = Metrics(
@@ -187,8 +205,7 @@ def _observers(config: Config, plan: Plan, world: World, console: Console) -> Ob
     )
     if metrics.attempt > 1:
         console.print(
-            f"this folder holds {metrics.attempt - 1} earlier attempt(s) and no checkpoint: starting at step 0 as "
-            f"attempt {metrics.attempt}; the earlier rows of metrics.jsonl are kept",
+            f"attempt {metrics.attempt}: the rows of earlier ones stay in metrics.jsonl",
             highlight=False,
         )
-    return Observers(metrics, ConsoleProgress(console, plan.steps))
+    return Observers(metrics, ConsoleProgress(console, plan.steps), ledger)

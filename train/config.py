@@ -5,6 +5,8 @@ from enum import Enum
 
 from isthmus.config import fingerprint, key
 from isthmus.data.config import DataConfig
+from isthmus.fault_tolerance.config import CheckpointConfig, RestartConfig
+from isthmus.fault_tolerance.guard import GuardConfig
 from isthmus.parallelism.config import Fp8Recipe, ModelConfig, OptimConfig, ParallelConfig, Precision
 from isthmus.parallelism.sites.config import LaneConfig, SitesConfig, SyncConfig
 
@@ -86,6 +88,9 @@ class Config:
     lane: LaneConfig = key(LaneConfig, "")
     eval: EvalConfig = key(EvalConfig, "")
     log: LogConfig = key(LogConfig, "")
+    checkpoint: CheckpointConfig = key(CheckpointConfig, "")
+    restart: RestartConfig = key(RestartConfig, "")
+    guard: GuardConfig = key(GuardConfig, "")
 
 
 # What may differ between the sites of one run: it names a place, or says how this site works, not what it computes.
@@ -105,12 +110,21 @@ PER_SITE = (
     "train.timeout_seconds",
     "data.cache_dir",
     "log",
+    "restart",
+    "checkpoint.keep",
+    "checkpoint.keep_every",
+    "checkpoint.asynchronous",
+    "checkpoint.resume",
+    "checkpoint.deadline_seconds",
+    "checkpoint.time_limit_seconds",
 )
 
 
 def run_name(config: Config) -> str:
     """Return `run.name`, or a name that is the same whenever the same run is composed, in every site."""
-    without = ["run", "lane", *(name for name in PER_SITE if not name.startswith(("run.", "lane.")))]
+    # How a run is kept alive does not make it another run.
+    whole = ["run", "lane", "checkpoint", "restart"]
+    without = [*whole, *(name for name in PER_SITE if name.partition(".")[0] not in whole)]
     return config.run.name or f"{config.run.prefix or config.model.name}-{fingerprint(config, without=without)}"
 
 

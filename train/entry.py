@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from isthmus.config import compose, load_resolved, to_yaml
-from isthmus.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, EXIT_SITE_LOST, UserError
+from isthmus.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, EXIT_REQUEUE, EXIT_SITE_LOST, EXIT_USER_ERROR, UserError
 from isthmus.files import write_json
 from isthmus.parallelism.sites.lane import LaneError
 from isthmus.processes import die_with_launcher
@@ -51,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             # Mostly all ranks meet the same error, and rank 0 says it; torchrun ends all when the first leaves.
             logging.error("rank %d: %s", rank, error)
             time.sleep(5)
-        _finish(plan, rank, "refused", error.exit_code, error=str(error))
+        status = "refused" if error.exit_code == EXIT_USER_ERROR else "failed"
+        _finish(plan, rank, status, error.exit_code, error=str(error))
         print(f"isthmus: {f'rank {rank}: ' if rank else ''}{error}", file=sys.stderr, flush=True)
         return error.exit_code
     except LaneError as error:
@@ -75,13 +76,14 @@ def _train(config: Config, plan: Plan, command: Command) -> int:
     warnings.filterwarnings("ignore", module=r"megatron\.")
     from rich.console import Console
 
+    from isthmus.fault_tolerance.ledger import describe, read_rows, summarize
     from isthmus.train.assembly import World, build_run
     from isthmus.train.loop import train
     from isthmus.train.stop import StopRequest
 
     world = World.from_environment()
     console = Console(stderr=command.json, soft_wrap=True)
-    stop = StopRequest()
+    stop = StopRequest(_stop_after(config.checkpoint.time_limit_seconds))
     with stop.listening(), build_run(config, plan, world, console, stop) as run:
         try:
             completed = train(run)
@@ -89,17 +91,35 @@ def _train(config: Config, plan: Plan, command: Command) -> int:
             # Before this rank leaves its site's groups: what the other ranks then meet is a consequence.
             _finish(plan, world.rank, "failed", EXIT_SITE_LOST, error=str(error))
             raise
+        by_hand = run.engine.any_rank(stop.by_hand)
         metrics = getattr(run.observer, "metrics", None)
         summary: dict[str, Any] = metrics.last if metrics else {}
-    status, code = ("completed", EXIT_OK) if completed else ("interrupted", EXIT_INTERRUPTED)
+        if completed:
+            status, code = "completed", EXIT_OK
+        else:
+            status, code = ("interrupted", EXIT_INTERRUPTED) if by_hand else ("preempted", EXIT_REQUEUE)
+        run.ledger.close(status)
     _finish(plan, world.rank, status, code, step=run.progress.step, tokens=run.progress.tokens)
     if world.rank == 0:
+        totals = summarize(read_rows(plan.folder / "ledger.jsonl"))
+        summary = summary | {"goodput": totals["goodput"], "seconds": totals}
+        console.print(describe(totals), highlight=False)
         step = f"step {run.progress.step} of {plan.steps}"
         console.print(f"{status} at {step}; everything is in {plan.folder}", highlight=False)
         console.print(f"look at it with: tensorboard --logdir {plan.folder / 'tensorboard'}", highlight=False)
         if command.json:
             print(json.dumps({"status": status, "folder": str(plan.folder), **summary}))
     return code
+
+
+_SHARE_FOR_THE_SAVE = 0.05
+
+
+def _stop_after(limit_seconds: float | None) -> float | None:
+    """Leave a twentieth of a time limit, and a minute at most, for the step in progress and the save."""
+    if limit_seconds is None:
+        return None
+    return limit_seconds - min(60.0, _SHARE_FOR_THE_SAVE * limit_seconds)
 
 
 def _finish(plan: Plan | None, rank: int, status: str, code: int, **details: Any) -> None:

@@ -1,13 +1,16 @@
 """The loop's injected parts: what each may do, and the default that does nothing."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from enum import Enum
 from typing import Any, Protocol
 
+from torch import Tensor
+
 from isthmus.errors import UserError
 from isthmus.parallelism.engine import Engine, Microbatch, StepLoss
+from isthmus.parallelism.slices import Slice
 
 
 class Stateful(Protocol):
@@ -53,6 +56,14 @@ class SiteSync(Stateful, Protocol):
         """Return whether all sites stop after this step; `wanted` is the wish of this one, on all its ranks."""
         ...
 
+    def ask_sites(self, message: bytes) -> list[bytes]:
+        """Send a short message on this rank's lane; return those of all sites, this one's included, in their order."""
+        ...
+
+    def slices(self) -> Iterator[tuple[str, Slice, Tensor]]:
+        """Yield (kind, address, flat view) of the numbers of this rank that a checkpoint must hold."""
+        ...
+
     def outer_parameters(self) -> AbstractContextManager[Any]:
         """Within: the model has the parameters that the sites share, which are what is evaluated."""
         ...
@@ -86,6 +97,10 @@ class Ledger(Protocol):
 
     def book(self, cause: str) -> AbstractContextManager[Any]: ...
 
+    def close(self, status: str) -> None:
+        """The attempt has ended, as outcome.json says."""
+        ...
+
 
 class _Stateless:
     def state_dict(self) -> dict[str, Any]:
@@ -118,6 +133,12 @@ class NoSync(_Stateless):
 
     def stop_after(self, step: int, wanted: bool) -> bool:
         return wanted
+
+    def ask_sites(self, message: bytes) -> list[bytes]:
+        return [message]
+
+    def slices(self) -> Iterator[tuple[str, Slice, Tensor]]:
+        return iter(())
 
     def outer_parameters(self) -> AbstractContextManager[Any]:
         return nullcontext()
@@ -155,3 +176,6 @@ class NoLedger:
 
     def book(self, cause: str) -> AbstractContextManager[Any]:
         return nullcontext()
+
+    def close(self, status: str) -> None:
+        pass

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from isthmus.config import to_plain
 from isthmus.errors import UserError
+from isthmus.fault_tolerance.guard import validate_guard
 from isthmus.parallelism.config import OptimConfig
 from isthmus.parallelism.sites.config import SyncKind
 from isthmus.parallelism.sites.validate import validate_sites, validate_sync
@@ -51,6 +52,8 @@ def plan_run(config: Config, world_size: int, local_world_size: int | None = Non
     """
     _validate_finite(config)
     _validate_train(config)
+    _validate_checkpoint(config)
+    validate_guard(config.guard)
     validate_model(config.model)
     topology = build_topology(config.parallel, world_size)
     validate_layout(config.model, config.parallel, config.train.sequence_length)
@@ -174,6 +177,32 @@ def _validate_train(config: Config) -> None:
     name = run_name(config)
     if "/" in name or name in (".", ".."):
         raise UserError(f"is {name!r}", where="run.name", fix="it names one folder; put the path into run.dir")
+
+
+def _validate_checkpoint(config: Config) -> None:
+    keys = config.checkpoint
+    every = keys.every_steps
+    if not (every == "auto" or (isinstance(every, int) and every >= 0)):
+        raise UserError(f"is {every!r}", where="checkpoint.every_steps", fix="give auto, or a number of steps from 0")
+    for where, value, least in (
+        ("checkpoint.keep", keys.keep, 1),
+        ("checkpoint.keep_every", keys.keep_every, 0),
+        ("restart.without_progress", config.restart.without_progress, 0),
+        ("restart.delay_seconds", config.restart.delay_seconds, 0),
+    ):
+        if value < least:
+            raise UserError(f"is {value}", where=where, fix=f"it starts at {least}")
+    for where, seconds in (
+        ("checkpoint.failure_hours", keys.failure_hours),
+        ("checkpoint.deadline_seconds", keys.deadline_seconds),
+        ("checkpoint.time_limit_seconds", keys.time_limit_seconds),
+    ):
+        if seconds is not None and seconds <= 0:
+            raise UserError(f"is {seconds}", where=where, fix="it must be positive")
+    if keys.resume not in ("auto", "never"):
+        from isthmus.train.resuming import at_path
+
+        at_path(Path(keys.resume))
 
 
 def _validate_machine(config: Config, local_ranks: int) -> None:

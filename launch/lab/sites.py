@@ -61,8 +61,10 @@ def site_config(config: Config, names: Sequence[str], site: int, addresses: Sequ
         host=names[0],
     )
     lane = dataclasses.replace(config.lane, interface=addresses[site])
+    # A lab shows what happens when a site fails; it does not start one again behind the user's back.
+    restart = dataclasses.replace(config.restart, without_progress=0)
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(Config)}
-    return Config(**{**fields, "sites": sites, "lane": lane})
+    return Config(**{**fields, "sites": sites, "lane": lane, "restart": restart})
 
 
 def free_store_port(address: str) -> int:

@@ -5,7 +5,7 @@ mean, and all that follows (norm, clipping, AdamW) gives the same bits in every 
 """
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -20,6 +20,7 @@ from isthmus.parallelism.sites.blocks import BlockLayout
 from isthmus.parallelism.sites.lane import Exchange, Lane
 from isthmus.parallelism.sites.sync import TAGS_PER_ROUND, LaneUser
 from isthmus.parallelism.sites.wire import Codec
+from isthmus.parallelism.slices import Slice
 
 _LOSS = struct.Struct("<dq")
 _LOSS_TAG = TAGS_PER_ROUND - 1
@@ -120,6 +121,13 @@ class ExactSync:
     def stop_after(self, step: int, wanted: bool) -> bool:
         return self._user.stop_after(self._engine, step, wanted)
 
+    def ask_sites(self, message: bytes) -> list[bytes]:
+        return self._user.ask_sites(message)
+
+    def slices(self) -> Iterator[tuple[str, Slice, Tensor]]:
+        """Gradients are gone when a step has ended."""
+        return iter(())
+
     def tokens_of_all_sites(self, loss: StepLoss) -> int:
         return loss.tokens
 
@@ -134,12 +142,14 @@ class ExactSync:
 
     def state_dict(self) -> dict[str, Any]:
         states = [bucket.reduction.state_dict() for bucket in self._reducing()]
-        return {"rounds": self._user.rounds, "buckets": states}
+        return {"rounds": self._user.rounds, "local": {"buckets": states}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a state; without `local`, which belongs to a layout, the errors of compression begin at zero."""
         self._user.rounds = state["rounds"]
-        for bucket, saved in zip(self._reducing(), state["buckets"], strict=True):
-            bucket.reduction.load_state_dict(saved)
+        if "local" in state:
+            for bucket, saved in zip(self._reducing(), state["local"]["buckets"], strict=True):
+                bucket.reduction.load_state_dict(saved)
 
     def _conclude(self, step: int, last: bool) -> None:
         if self._verify_every and (step % self._verify_every == 0 or last):

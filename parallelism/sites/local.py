@@ -28,6 +28,7 @@ from isthmus.parallelism.sites.fragments import due_fragment, fragment_of
 from isthmus.parallelism.sites.lane import Lane
 from isthmus.parallelism.sites.sync import TAGS_PER_ROUND, LaneUser
 from isthmus.parallelism.sites.wire import Codec
+from isthmus.parallelism.slices import Slice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +84,8 @@ class LocalSync:
         self._decay, self._verify_every = error_decay, verify_every
         self._couriers = Couriers(threads)
         self._fragments: list[_Fragment | None] = []
+        self._under_way: dict[int, int] = {}  # number of a fragment -> step after which it was sent, on every rank
+        self._restored = False
         self.failed_rounds = 0  # rounds that no site applied, because a number was not finite
 
     def attach(self, engine: Engine) -> None:
@@ -101,11 +104,15 @@ class LocalSync:
         Raises:
             UserError: they do not.
         """
-        if step == 0:
+        if not self._restored:
             for fragment in self._present():
                 torch._foreach_copy_(fragment.outer, fragment.inner)
         self._user.begin(step, self._engine)
         self._user.compare(self._outer_state(), f"at the start, after step {step}", self._engine)
+        # What was under way when a checkpoint was saved leaves again, the same bytes under the same number.
+        for number, sent_at in sorted(self._under_way.items(), key=lambda entry: entry[1]):
+            if (mine := self._fragments[number]) is not None:
+                self._launch(mine, number, sent_at)
 
     def reduce(self, step: int, loss: StepLoss) -> StepLoss:
         """Gradients stay inside the site."""
@@ -120,6 +127,7 @@ class LocalSync:
         """
         number = due_fragment(step, self.rule.every, self.rule.fragments)
         if number is not None:
+            self._under_way[number] = step
             if (fragment := self._fragments[number]) is not None:
                 self._send(fragment, number, step)
             self._user.rounds += 1
@@ -162,29 +170,45 @@ class LocalSync:
     def close(self) -> None:
         self._couriers.close()
 
+    def ask_sites(self, message: bytes) -> list[bytes]:
+        return self._user.ask_sites(message)
+
+    def slices(self) -> Iterator[tuple[str, Slice, Tensor]]:
+        """Yield (kind, address, flat view) of what a checkpoint must hold: outer parameters, momentum, and the deltas
+        of the rounds that are under way. After `load_state_dict` the views are there to be filled.
+        """
+        for number, fragment in enumerate(self._fragments):
+            if fragment is None:
+                continue
+            kinds = {"outer": fragment.outer, "outer_momentum": fragment.momentum}
+            if number in self._under_way:
+                kinds["delta"] = fragment.delta
+            for kind, tensors in kinds.items():
+                for entry, tensor in zip(fragment.owned, tensors, strict=True):
+                    yield kind, entry.slice, tensor
+
     def state_dict(self) -> dict[str, Any]:
-        """Only between rounds: what is under way is not yet part of it."""
+        """Return what has no address: numbers of rounds, when each round under way was sent, the errors of compression.
+
+        A round that is under way has not touched the errors yet: sent again, it gives the same bytes.
+        """
+        errors = [None if fragment is None else fragment.reduction.state_dict() for fragment in self._fragments]
         return {
             "rounds": self._user.rounds,
-            "fragments": [
-                None
-                if fragment is None
-                else {
-                    "outer": fragment.outer,
-                    "momentum": fragment.momentum,
-                    "reduction": fragment.reduction.state_dict(),
-                }
-                for fragment in self._fragments
-            ],
+            "failed_rounds": self.failed_rounds,
+            "under_way": [[number, sent_at] for number, sent_at in self._under_way.items()],
+            "local": {"errors": errors},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._user.rounds = state["rounds"]
-        for fragment, saved in zip(self._fragments, state["fragments"], strict=True):
-            if fragment is not None:
-                torch._foreach_copy_(fragment.outer, saved["outer"])
-                torch._foreach_copy_(fragment.momentum, saved["momentum"])
-                fragment.reduction.load_state_dict(saved["reduction"])
+        """Take up a state; without `local`, which belongs to a layout, the errors of compression begin at zero."""
+        self._restored = True
+        self._user.rounds, self.failed_rounds = state["rounds"], state["failed_rounds"]
+        self._under_way = {int(number): int(sent_at) for number, sent_at in state["under_way"]}
+        if "local" in state:
+            for fragment, saved in zip(self._fragments, state["local"]["errors"], strict=True):
+                if fragment is not None:
+                    fragment.reduction.load_state_dict(saved)
 
     def _fragment(self, owned: list[OwnedSlice]) -> _Fragment:
         inner = [entry.parameter for entry in owned]
@@ -216,6 +240,9 @@ class LocalSync:
         assert fragment.finished is None, "a fragment leaves only after it was applied: tau < H"
         torch._foreach_copy_(fragment.delta, fragment.outer)
         torch._foreach_sub_(fragment.delta, fragment.inner)
+        self._launch(fragment, number, step)
+
+    def _launch(self, fragment: _Fragment, number: int, step: int) -> None:
         fragment.sent_at = step
         tag = step * TAGS_PER_ROUND + 2 * number
         fragment.finished = fragment.reduction.start(
@@ -229,6 +256,9 @@ class LocalSync:
             for fragment in self._present()
             if fragment.sent_at is not None and (last or step >= fragment.sent_at + self.rule.overlap_steps)
         ]
+        arrived = [n for n, sent_at in self._under_way.items() if last or step >= sent_at + self.rule.overlap_steps]
+        for number in arrived:
+            del self._under_way[number]
         finite = True
         for fragment in due:
             assert fragment.finished is not None

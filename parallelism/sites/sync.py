@@ -95,6 +95,10 @@ class LaneUser:
             arrived = self.lane.exchange(tag, dict.fromkeys(self._peers, message)).wait()
         return [message if site == self.lane.site else bytes(arrived[site]) for site in range(len(self.lane.names))]
 
+    def ask_sites(self, message: bytes) -> list[bytes]:
+        """Send a short message on this lane to all sites; return those of all, in the order of the sites."""
+        return self.broadcast(message)
+
     def compare(self, parts: Iterable[tuple[Slice, Tensor]], when: str, engine: Engine) -> None:
         """Prove that all sites hold the same bits, and so do the ranks of this one that hold copies.
 

@@ -4,6 +4,8 @@ import ctypes
 import os
 import signal
 import sys
+import time
+from pathlib import Path
 
 DIE_WITH_PARENT = "ISTHMUS_DIE_WITH_PARENT"  # set by a launcher in the environment of its ranks
 _PR_SET_PDEATHSIG = 1
@@ -19,3 +21,11 @@ def die_with_launcher() -> None:
     """Do so if the launcher asked for it."""
     if os.environ.get(DIE_WITH_PARENT):
         die_with_parent()
+
+
+def started_at() -> float:
+    """Return when this process began, in seconds since 1970; elsewhere than on Linux, now."""
+    if sys.platform != "linux":
+        return time.time()
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])  # proc(5): starttime
+    return time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))

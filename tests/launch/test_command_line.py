@@ -118,7 +118,7 @@ def test_the_same_command_gives_the_same_losses_to_the_last_bit(tmp_path: Path, 
 
 
 def test_a_second_attempt_says_so_and_keeps_the_first(tmp_path: Path, shared_cache: Path) -> None:
-    words = ["train", *TINY_RUN, f"data.cache_dir={shared_cache}"]
+    words = ["train", *TINY_RUN, f"data.cache_dir={shared_cache}", "checkpoint.resume=never"]
     assert isthmus_cli(*words, cwd=tmp_path).code == 0
     again = isthmus_cli(*words, cwd=tmp_path)
     assert "attempt 2" in again.out
@@ -169,6 +169,7 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path, shared_cache
 @pytest.mark.slow
 def test_a_rank_that_is_killed_is_named_and_its_run_is_not_called_completed(tmp_path: Path, shared_cache: Path) -> None:
     command = [sys.executable, "-m", "isthmus.launch.cli", "launch", "launch.processes=2", "train.steps=100000"]
+    command.append("restart.without_progress=0")
     process = subprocess.Popen(
         [*command, *TINY_RUN[1:], f"data.cache_dir={shared_cache}"],
         cwd=tmp_path,

@@ -1,0 +1,346 @@
+"""Saving and restoring a Run: what a checkpoint holds, on which step all ranks and sites go on, and when to save."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from isthmus.config import flat, to_plain
+from isthmus.errors import EXIT_STORAGE, UserError
+from isthmus.fault_tolerance.filesystem import FileSystem, free_bytes
+from isthmus.fault_tolerance.interval import daly_interval
+from isthmus.fault_tolerance.manifest import Broken, Manifest, check_hashes
+from isthmus.fault_tolerance.reader import Reader
+from isthmus.fault_tolerance.records import Record
+from isthmus.fault_tolerance.snapshot import Snapshot
+from isthmus.fault_tolerance.store import Found, Store
+from isthmus.fault_tolerance.writer import Request, WriteError, WriterProcess, serve
+from isthmus.parallelism.engine import Engine
+from isthmus.parallelism.slices import Slice
+from isthmus.train.config import Config, site_name
+from isthmus.train.parts import SiteSync, Stateful
+from isthmus.train.randomness import generators_state, restore_generators
+from isthmus.train.resume_rules import compare_config
+from isthmus.train.resuming import at_path
+from isthmus.train.validate import Plan
+
+_STEPS_TO_MEASURE = 10
+_ASSUMED_STALL_SECONDS = 1.0
+_SPARE = 1.1  # of the bytes of a save that must be free
+
+
+class StorageError(UserError):
+    """A checkpoint could not be written: training on would only add to what is lost."""
+
+    exit_code = EXIT_STORAGE
+
+
+class RunCheckpointer:
+    """The loop's checkpointer.
+
+    Args:
+        tell: prints one line for the user.
+    """
+
+    def __init__(self, config: Config, plan: Plan, engine: Engine, sync: SiteSync, tell: Callable[[str], None]) -> None:
+        self._config, self._plan, self._engine, self._sync, self._tell = config, plan, engine, sync, tell
+        self._keys = config.checkpoint
+        self.store = Store(plan.folder / "checkpoints")
+        topology = plan.topology
+        self._layout = {
+            name: getattr(topology, name)
+            for name in ("tensor", "pipeline", "virtual_pipeline", "context", "expert", "data")
+        }
+        self._layout["distributed_optimizer"] = int(config.parallel.distributed_optimizer)
+        self._layout["bucket_parameters"] = config.parallel.bucket_parameters or 0
+        self._attempt = 1
+        self._snapshot = Snapshot()
+        self._writer: WriterProcess | None = None
+        self._saving: int | None = None  # the step whose save is under way
+        self.durable_step = 0
+        self._durable_everywhere = 0
+        self._stall_seconds = _ASSUMED_STALL_SECONDS
+        self._clock = time.monotonic()
+        self._first_step = 0
+        self._next = 0  # the step after which auto saves
+
+    def restore(self, parts: dict[str, Stateful]) -> None:
+        """Go on from the newest step that verifies on all ranks of all sites, if there is one.
+
+        Raises:
+            UserError: a site has checkpoints but none that all share, or the configuration is another one.
+        """
+        self._clean_up()
+        found = self._agree_on_step()
+        if found is not None:
+            self._load(found, parts)
+            self.durable_step = self._durable_everywhere = found.step
+        self._first_step = found.step if found is not None else 0
+        self._clock = time.monotonic()
+
+    def after_step(self, step: int, parts: dict[str, Stateful], *, last: bool) -> None:
+        """Save if it is time to; the last save is waited for.
+
+        Raises:
+            StorageError: this or an earlier save could not be written.
+        """
+        self._collect(wait=False)
+        if not (last or self._is_due(step)):
+            return
+        if last and step == self.durable_step:
+            return
+        started = time.perf_counter()
+        self._save(step, parts)
+        if last or not self._keys.asynchronous:
+            self._collect(wait=True)
+        self._stall_seconds = time.perf_counter() - started
+        if not last:
+            self._plan_next(step)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        self._snapshot.close()
+
+    # ---- when
+
+    def _is_due(self, step: int) -> bool:
+        every = self._keys.every_steps
+        if isinstance(every, int):
+            return every > 0 and step % every == 0
+        if step == self._first_step + _STEPS_TO_MEASURE:
+            self._plan_next(step)
+        return step == self._next
+
+    def _plan_next(self, step: int) -> None:
+        """Choose the step of the next save; all ranks of all sites choose the latest that any of them wishes."""
+        if isinstance(self._keys.every_steps, int):
+            return
+        seconds_per_step = (time.monotonic() - self._clock) / max(step - self._first_step, 1)
+        interval = daly_interval(self._stall_seconds, self._keys.failure_hours * 3600)
+        steps = max(1, round(interval / max(seconds_per_step, 1e-6)))
+        wishes = self._ask_sites({"next": step + steps})
+        self._next = max(int(wish["next"]) for wish in wishes)
+        if self._engine.rank == 0 and step == self._first_step + _STEPS_TO_MEASURE:
+            self._tell(
+                f"checkpoints every {self._next - step} steps ({interval:.0f} s, Daly's interval for a stall of "
+                f"{self._stall_seconds:.1f} s and a failure every {self._keys.failure_hours:g} h)"
+            )
+
+    # ---- save
+
+    def _save(self, step: int, parts: dict[str, Stateful]) -> None:
+        self._collect(wait=True)
+        answers = self._ask_sites({"durable": self.durable_step})
+        self._durable_everywhere = min(int(answer["durable"]) for answer in answers)
+        state = {name: part.state_dict() for name, part in parts.items()}
+        records = [(record, tensor) for record, tensor, mine in self._slices() if mine]
+        self._snapshot.fill(records, {"parts": state, "random": generators_state()})
+        self._check_space()
+        folder = self.store.path(step, self._attempt)
+        alone = self._plan.sites == 1
+        request = Request(
+            folder=str(folder),
+            rank=self._engine.rank,
+            length=self._snapshot.bytes,
+            deadline_seconds=self._keys.deadline_seconds,
+            manifest=dataclasses.asdict(self._manifest(step, state)) if self._engine.rank == 0 else None,
+            keep=self._keys.keep,
+            keep_every=self._keys.keep_every,
+            durable_everywhere=step if alone else self._durable_everywhere,
+        )
+        self._saving = step
+        try:
+            if self._keys.asynchronous:
+                if self._writer is None:
+                    self._writer = WriterProcess(self._snapshot.descriptor)
+                self._writer.start(request)
+            else:
+                serve(request, self._snapshot.view(), FileSystem())
+        except WriteError as error:
+            raise self._failed(error) from None
+
+    def _collect(self, *, wait: bool) -> None:
+        """Look whether the save under way is done."""
+        if self._saving is None:
+            return
+        try:
+            done = self._writer.finished(wait=wait) if self._writer is not None else True
+        except WriteError as error:
+            raise self._failed(error) from None
+        if done:
+            self.durable_step, self._saving = self._saving, None
+
+    def _failed(self, error: WriteError) -> StorageError:
+        return StorageError(
+            str(error), where="checkpoint", fix=f"free space or mend the disk; step {self.durable_step} is safe"
+        )
+
+    def _check_space(self) -> None:
+        """Refuse a save that cannot fit, before a byte of it is written: all ranks' files on this file system."""
+        import torch
+
+        needed = int(self._engine.sum_over_ranks(torch.tensor([self._snapshot.bytes], dtype=torch.float64)).item())
+        free = free_bytes(self.store.folder)
+        if self._engine.any_rank(free < _SPARE * needed):
+            raise StorageError(
+                f"{free} bytes are free, the next checkpoint needs {needed}",
+                where=str(self.store.folder),
+                fix=f"free space or lower checkpoint.keep; step {self.durable_step} is safe",
+            )
+
+    def _manifest(self, step: int, state: dict[str, Any]) -> Manifest:
+        return Manifest(
+            step=step,
+            tokens=state["progress"]["tokens"],
+            round=int(state["sync"].get("rounds", 0)),
+            attempt=self._attempt,
+            ranks=self._plan.topology.world_size,
+            layout=self._layout,
+            sync=self._config.sync.kind.name,
+            site=site_name(self._config),
+            sites=list(self._config.sites.names),
+            config=flat(to_plain(self._config)),
+            saved_at=time.time(),
+        )
+
+    def _slices(self) -> Iterator[tuple[Record, Tensor, bool]]:
+        """Yield (record, flat view, whether this rank is the one to save it)."""
+        for source in (self._engine.state(), self._sync.slices()):
+            for kind, where, tensor in source:
+                yield _record(kind, where), tensor, self._engine.saves(where)
+
+    # ---- restore
+
+    def _clean_up(self) -> None:
+        """Rank 0 sets aside what is broken, and numbers this attempt."""
+        message: dict[str, Any] = {}
+        if self._engine.rank == 0:
+            self.store.prepare()
+            message["attempt"] = self.store.next_attempt()
+            for entry in self.store.scan():
+                if entry.manifest is None:
+                    away = self.store.quarantine(entry.folder)
+                    self._tell(f"{entry.folder.name} is broken ({entry.broken}): set aside as {away.name}")
+            if self._keys.resume == "never":
+                self.store.abandon(self.store.scan())
+        self._attempt = int(self._share(message)["attempt"])
+
+    def _agree_on_step(self) -> Found | None:
+        """Return the newest checkpoint that is whole in every site; all ranks read their share of the files."""
+        while True:
+            chosen = self._offer()
+            if chosen is None:
+                return None
+            found, own = chosen
+            wrong = self._verify(found)
+            answers = self._ask_sites({"wrong": wrong})
+            if not any(answer["wrong"] for answer in answers):
+                return found
+            if not own:
+                raise UserError(
+                    wrong or "is broken in another site", where="checkpoint.resume", fix="choose another checkpoint"
+                )
+            if self._engine.rank == 0:
+                # Whole here and broken elsewhere, it is of no use either: sites go on from the same step.
+                away = self.store.quarantine(found.folder)
+                why = wrong or "another site's is broken"
+                self._tell(f"{found.folder.name} is broken ({why}): set aside as {away.name}")
+
+    def _offer(self) -> tuple[Found, bool] | None:
+        message: dict[str, Any] = {}
+        if self._engine.rank == 0:
+            own = [entry for entry in self.store.scan() if entry.manifest is not None]
+            path = self._keys.resume if self._keys.resume not in ("auto", "never") else None
+            message = {"own": {str(entry.step): str(entry.folder) for entry in reversed(own)}}
+            if path is not None and not own:
+                message["path"] = str(at_path(Path(path)).folder)
+        message = self._share(message)
+        if "path" in message:
+            return at_path(Path(message["path"])), False
+        offers = self._ask_sites({"steps": sorted(int(step) for step in message["own"])})
+        steps = [set(offer["steps"]) for offer in offers]
+        common = set.intersection(*steps)
+        if not common:
+            if any(steps):
+                raise UserError(
+                    "the sites hold checkpoints, but of no step that all of them have",
+                    where="checkpoint.resume",
+                    fix="give one site's checkpoint to all with checkpoint.resume=PATH, or start anew with never",
+                )
+            return None
+        folder = Path(message["own"][str(max(common))])
+        return at_path(folder), True
+
+    def _verify(self, found: Found) -> str:
+        """Check the hashes of all files, a share on each rank; return what is wrong, or ""."""
+        assert found.manifest is not None
+        size = self._plan.topology.world_size
+        wrong = ""
+        try:
+            check_hashes(found.folder, found.manifest, range(self._engine.rank, found.manifest.ranks, size))
+        except Broken as error:
+            wrong = str(error)
+            self._tell(f"{found.folder.name}: {wrong}")
+        broken_somewhere = self._engine.any_rank(bool(wrong))
+        return wrong or ("a file that another rank read is damaged" if broken_somewhere else "")
+
+    def _load(self, found: Found, parts: dict[str, Stateful]) -> None:
+        manifest = found.manifest
+        assert manifest is not None
+        changed = compare_config(manifest.config, flat(to_plain(self._config)))
+        reader = Reader(found.folder, manifest)
+        sync_kind = self._config.sync.kind.name
+        same_sites = manifest.sync == sync_kind and len(manifest.sites) == len(self._config.sites.names)
+        same_layout = manifest.layout == self._layout and same_sites
+        saved = reader.state(self._engine.rank if same_layout else 0)
+        inexact = [f"{name} has changed" for name in changed]
+        for name, part in parts.items():
+            state = saved["parts"][name]
+            if name == "sync":
+                if not same_sites:
+                    if manifest.sync != sync_kind or sync_kind == "local":
+                        inexact.append(
+                            f"what {manifest.sync} sync of {max(len(manifest.sites), 1)} site(s) kept is dropped"
+                        )
+                    continue
+                if not same_layout and state.pop("local", None) is not None and self._config.sync.wire.name != "fp32":
+                    inexact.append("the errors of compression begin at zero")
+            part.load_state_dict(state)
+        if same_layout:
+            restore_generators(saved["random"])
+        elif manifest.layout != self._layout:
+            inexact.append("the layout has changed: equal to rounding")
+        targets = [(record, tensor) for record, tensor, _ in self._slices() if same_sites or _is_inner(record)]
+        reader.fill(targets, near=self._engine.rank)
+        self._engine.restored(int(saved["parts"]["progress"]["updates"]))
+        if self._engine.rank == 0:
+            note = f"; not exact: {', '.join(inexact)}" if inexact else ""
+            self._tell(f"resumed step {found.step} ({manifest.tokens} tokens) from {found.folder}{note}")
+
+    # ---- agreement
+
+    def _share(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Return rank 0's message on all ranks of the site."""
+        shared = json.loads(self._engine.broadcast(json.dumps(message).encode()))
+        assert isinstance(shared, dict)
+        return shared
+
+    def _ask_sites(self, message: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return the messages of rank 0 of every site on all ranks of all sites."""
+        answers = []
+        if self._engine.rank == 0:
+            answers = [json.loads(answer) for answer in self._sync.ask_sites(json.dumps(message).encode())]
+        return list(self._share({"answers": answers})["answers"])
+
+
+def _record(kind: str, where: Slice) -> Record:
+    return Record(kind, where.name, where.global_shape, where.offset, where.shape, where.start, where.stop)
+
+
+def _is_inner(record: Record) -> bool:
+    return record.kind in ("parameter", "exp_avg", "exp_avg_sq")

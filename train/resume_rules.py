@@ -1,0 +1,54 @@
+"""Which configuration keys may change between the attempts of one run: the table of docs/fault_tolerance.md."""
+
+from typing import Any
+
+from isthmus.errors import UserError
+
+FORBIDDEN = {
+    "model": "the checkpoint holds another model",
+    "train.seed": "it decides the order of the samples",
+    "train.sequence_length": "it decides what a sample is",
+    "data": "it decides which sample comes when",
+}
+# Changes nothing but where and how fast: the trajectory stays the same, to rounding where the layout changes.
+FREE = (
+    "run",
+    "log",
+    "lane",
+    "sites",
+    "checkpoint",
+    "restart",
+    "eval",
+    "parallel",
+    "model.name",
+    "train.device",
+    "train.threads",
+    "train.timeout_seconds",
+    "train.micro_batch",
+    "train.deterministic",
+    "data.cache_dir",
+    "sync.verify_every",
+)
+
+
+def compare_config(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Return the keys whose change makes the run another than the one that was begun, under dotted names.
+
+    Raises:
+        UserError: a key has changed that may not.
+    """
+    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    bending = [name for name in changed if not _covered(name, FREE)]
+    for name in bending:
+        for prefix, why in FORBIDDEN.items():
+            if _covered(name, (prefix,)):
+                raise UserError(
+                    f"is {now.get(name)!r}, the checkpoint was made with {before.get(name)!r}: {why}",
+                    where=name,
+                    fix="change it back, choose another run.name or set checkpoint.resume=never",
+                )
+    return sorted(bending)
+
+
+def _covered(name: str, prefixes: tuple[str, ...]) -> bool:
+    return any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
