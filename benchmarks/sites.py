@@ -19,7 +19,7 @@ import argparse
 import json
 import platform
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +51,9 @@ def lane() -> list[dict[str, Any]]:
     return rows
 
 
-def exact() -> list[dict[str, Any]]:
+def exact(bandwidths: Sequence[float]) -> list[dict[str, Any]]:
     rows = []
-    for bandwidth in BANDWIDTHS:
+    for bandwidth in bandwidths:
         overrides = [*OVERRIDES, "train.global_batch=16", "sync.verify_every=0"]
         turn = [
             {"variant": "none", "steps": 2},
@@ -104,7 +104,7 @@ def best_schedule(row: dict[str, Any], bytes_per_second: float) -> float:
 
 def streaming() -> list[dict[str, Any]]:
     rows = []
-    step_seconds = 0.7  # replaced by what is measured
+    step_seconds = alone_seconds()
     for share in (1.0, 0.1):
         # Utilisation 10% without overlap: the exchange takes nine times as long as the step.
         bandwidth = share * GRADIENT_BYTES * 8e-6 / (9 * step_seconds)
@@ -125,7 +125,6 @@ def streaming() -> list[dict[str, Any]]:
             "tokens_per_second_ratio": statistics.median(ratios),
             "exposed_seconds": exposed,
         }
-        step_seconds = row["none_step_seconds"]
         rows.append(row)
         print(
             f"streaming int4, {bandwidth:.1f} Mbit/s: {row['tokens_per_second_ratio']:.1%} of the tokens/s without "
@@ -134,15 +133,24 @@ def streaming() -> list[dict[str, Any]]:
     return rows
 
 
+def alone_seconds() -> float:
+    """Return the seconds of a step without sync, beside another site."""
+    wan = Wan(2, rtt_ms=RTT_MS)
+    phases = [{"variant": "none", "steps": 2}, {"variant": "none", "steps": 8}]
+    answers = wan.run({"kind": "train", "overrides": OVERRIDES, "variants": {"none": ALONE}, "phases": phases})
+    wan.close()
+    return statistics.median(row["seconds"] for answer in answers for row in answer[1]["rows"])
+
+
 def phase_seconds(answers: list[list[dict[str, Any]]], variant: str, *, skip: int) -> list[float]:
     """Return the seconds of each phase of a variant, of the slower site."""
     phases = [number for number, phase in enumerate(answers[0]) if phase["variant"] == variant and number >= skip]
     return [max(sum(row["seconds"] for row in answer[number]["rows"]) for answer in answers) for number in phases]
 
 
-def flat() -> list[dict[str, Any]]:
+def flat(bandwidths: Sequence[float]) -> list[dict[str, Any]]:
     rows = []
-    for bandwidth in (*BANDWIDTHS, 56.0):
+    for bandwidth in sorted({*bandwidths, GRADIENT_BYTES * 8e-6 / (9 * alone_seconds())}):
         wan = Wan(2, bandwidth_mbps=bandwidth, rtt_ms=RTT_MS)
         job = {"kind": "flat", "overrides": [*OVERRIDES, "train.global_batch=8"], "steps": 4}
         answers = wan.run(job)
@@ -193,7 +201,7 @@ def draw(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts: dict[str, Callable[[], list[dict[str, Any]]]] = {
+    parts: dict[str, Callable[..., list[dict[str, Any]]]] = {
         "lane": lane,
         "exact": exact,
         "streaming": streaming,
@@ -201,6 +209,7 @@ def main() -> None:
         "torchft": torchft,
     }
     parser.add_argument("parts", nargs="*", choices=[*parts, []], help="what to measure (all but torchft)")
+    parser.add_argument("--bandwidths", type=float, nargs="+", default=BANDWIDTHS, help="Mbit/s, of exact and flat")
     parser.add_argument("--out", type=Path, help="JSON of all figures, added to what is there")
     parser.add_argument("--plot", type=Path, help="HTML with utilisation over bandwidth (needs plotly)")
     arguments = parser.parse_args()
@@ -209,7 +218,7 @@ def main() -> None:
         results = json.loads(arguments.out.read_text())
     results["machine"] = platform.platform()
     for name in arguments.parts or [name for name in parts if name != "torchft"]:
-        results[name] = parts[name]()
+        results[name] = parts[name](arguments.bandwidths) if name in ("exact", "flat") else parts[name]()
         if arguments.out:
             arguments.out.write_text(json.dumps(results, indent=1) + "\n")
     if arguments.plot:

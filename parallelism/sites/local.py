@@ -167,6 +167,12 @@ class LocalSync:
     def report(self) -> dict[str, Any]:
         return {**self._user.report(self._engine), "rounds_refused": self.failed_rounds}
 
+    def settle(self) -> None:
+        """Wait until what is under way has arrived; it is applied in its time."""
+        for fragment in self._present():
+            if fragment.finished is not None:
+                fragment.finished.result()
+
     def close(self) -> None:
         self._couriers.close()
 
