@@ -26,6 +26,13 @@ def load_or_train(texts: Iterable[str], vocab_size: int, cache_dir: Path) -> Tok
     path = cache_dir / f"tokenizer-{digest.hexdigest()[:24]}.json"
     if path.is_file():
         return Tokenizer.from_file(str(path))
+    tokenizer = train(corpus, vocab_size)
+    write_atomically(path, tokenizer.to_str().encode())
+    return tokenizer
+
+
+def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Train a tokenizer of at most `vocab_size` entries on texts, which are passed over once."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -36,6 +43,5 @@ def load_or_train(texts: Iterable[str], vocab_size: int, cache_dir: Path) -> Tok
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(corpus, trainer)
-    write_atomically(path, tokenizer.to_str().encode())
+    tokenizer.train_from_iterator(texts, trainer)
     return tokenizer

@@ -16,6 +16,7 @@ Verbs:
   train    pre-train in this process
   launch   start several ranks on this machine: isthmus launch launch.processes=4 [overrides of train]
   lab      several sites on this machine, over links as thin as you like: isthmus lab sync=local [overrides]
+  data     prepare, inspect or import token shards, train a tokenizer: isthmus data prepare data=FILE.yaml out=DIR
 
 `isthmus VERB --help` shows the configuration groups and keys.
 """
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] == "--version":
         print(f"isthmus {__version__}")
         return EXIT_OK
-    verbs: dict[str, Callable[[Sequence[str]], int]] = {"train": _train, "launch": _launch, "lab": _lab}
+    verbs: dict[str, Callable[[Sequence[str]], int]] = {"train": _train, "launch": _launch, "lab": _lab, "data": _data}
     if words[0] not in verbs:
         print(f"isthmus: there is no verb '{words[0]}'; choose one of: {', '.join(verbs)}", file=sys.stderr)
         return EXIT_USER_ERROR
@@ -60,6 +61,12 @@ def _launch(words: Sequence[str]) -> int:
 
 def _lab(words: Sequence[str]) -> int:
     from isthmus.launch.lab.command import main
+
+    return main(words)
+
+
+def _data(words: Sequence[str]) -> int:
+    from isthmus.launch.data.command import main
 
     return main(words)
 

@@ -1,0 +1,1 @@
+"""Rules that drop or change a document: small pure functions with their published sources."""

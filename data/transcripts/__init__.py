@@ -1,0 +1,1 @@
+"""Captions and transcripts of videos to the text that was spoken."""

@@ -1,0 +1,1 @@
+"""`isthmus data`: preparing, inspecting and importing datasets."""

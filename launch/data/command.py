@@ -1,0 +1,67 @@
+"""`isthmus data`: one sub-verb, then its options."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from isthmus.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR, UserError
+
+_USAGE = """\
+isthmus data SUBVERB ...
+
+  prepare    raw web archives, transcripts and texts to token shards: isthmus data prepare data=FILE.yaml out=DIR
+  inspect    what is in a dataset: isthmus data inspect DIR [--sample 5] [--verify]
+  tokenizer  train a byte-level BPE: isthmus data tokenizer out=FILE.json text=PATH [vocab_size=32768]
+  import     use Megatron's .bin and .idx where they lie: isthmus data import PREFIX ... out=DIR
+
+`isthmus data SUBVERB --help` says more.
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run a sub-verb and return its exit code."""
+    words = list(argv)
+    if not words or words[0] in ("-h", "--help"):
+        print(_USAGE, end="")
+        return EXIT_OK if words else EXIT_USER_ERROR
+    subverbs: dict[str, Callable[[Sequence[str]], int]] = {
+        "prepare": _prepare,
+        "inspect": _inspect,
+        "tokenizer": _tokenizer,
+        "import": _import,
+    }
+    if words[0] not in subverbs:
+        choices = ", ".join(subverbs)
+        print(f"isthmus: there is no sub-verb '{words[0]}' of data; choose one of: {choices}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    try:
+        return subverbs[words[0]](words[1:])
+    except UserError as error:
+        print(f"isthmus: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("isthmus: interrupted; finished work is kept, the same command goes on", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _prepare(words: Sequence[str]) -> int:
+    from isthmus.launch.data.prepare import main
+
+    return main(words)
+
+
+def _inspect(words: Sequence[str]) -> int:
+    from isthmus.launch.data.inspect import main
+
+    return main(words)
+
+
+def _tokenizer(words: Sequence[str]) -> int:
+    from isthmus.launch.data.tokenizer import main
+
+    return main(words)
+
+
+def _import(words: Sequence[str]) -> int:
+    from isthmus.launch.data.imports import main
+
+    return main(words)
