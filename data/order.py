@@ -112,9 +112,7 @@ class Order:
             block, place = np.divmod(samples[where] - self._starts[number], self.segments[number].block)
             turns = self._turns(int(number))
             source[where] = turns.source[place]
-            nth[where] = (
-                self._before[number][source[where]] + block * turns.quotas[source[where]] + turns.number[place]
-            )
+            nth[where] = self._before[number][source[where]] + block * turns.quotas[source[where]] + turns.number[place]
         epoch, window, offset = (np.empty_like(samples) for _ in range(3))
         for index in np.unique(source):
             where = np.flatnonzero(source == index)

@@ -12,7 +12,9 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from rich.console import Console
 
 from isthmus.config import to_yaml
+from isthmus.data.audit import Journal
 from isthmus.data.loader import MixtureLoader
+from isthmus.data.shares import Division
 from isthmus.files import write_atomically, write_json
 from isthmus.parallelism.engine import Engine
 from isthmus.parallelism.flops import count_parameters, model_flops_per_token
@@ -74,20 +76,28 @@ def build_run(config: Config, plan: Plan, world: World, console: Console, stop: 
             # An earlier attempt's outcome must not be taken for this one's, should this one die without a word.
             write_json(plan.folder / "outcome.json", {"status": "running", "rank": 0, "process": os.getpid()})
         _log_to_file(plan, world)
-        corpus = load_corpus(config, plan)
+        corpus, mixture = load_corpus(config, plan)
+        journal = Journal(
+            plan.folder, world.rank, writes_attempts=world.rank == 0, log_samples=_logs_samples(config, plan, world)
+        )
         tell = (lambda line: console.print(line, highlight=False)) if world.rank == 0 else logging.info
-        sync = stack.enter_context(join_sites(config, plan, world.rank, world.size, tell))
+        fingerprints = {name: source.fingerprint for name, source in corpus.sources.items()}
+        sync = stack.enter_context(join_sites(config, plan, world.rank, world.size, tell, fingerprints))
         timeout = datetime.timedelta(seconds=config.train.timeout_seconds)
         groups = stack.enter_context(site_groups(plan.topology, rank=world.rank, timeout=timeout))
         engine = build_engine(config, groups)
         loader = MixtureLoader(
             corpus,
+            mixture,
+            config.data,
             sequence_length=config.train.sequence_length,
             global_batch=config.train.global_batch,
             micro_batch=config.train.micro_batch,
-            data_rank=plan.site * plan.topology.data + plan.topology.data_rank(world.rank),
-            data_size=plan.sites * plan.topology.data,
-            seed=config.train.seed,
+            division=Division(plan.topology.data, plan.shares),
+            site=plan.site,
+            rank=plan.topology.data_rank(world.rank),
+            journal=journal,
+            tell=tell,
         )
         observers = _observers(config, plan, world, console)
         stack.callback(observers.close)
@@ -128,6 +138,13 @@ def build_engine(config: Config, groups: ProcessGroupCollection) -> Engine:
         seed=config.train.seed,
         deterministic=config.train.deterministic,
     )
+
+
+def _logs_samples(config: Config, plan: Plan, world: World) -> bool:
+    """One rank of those that read the same samples keeps their numbers: the first of its data-parallel rank."""
+    topology = plan.topology
+    firsts = {topology.data_rank(rank): rank for rank in reversed(range(world.size))}
+    return config.data.log_samples and firsts[topology.data_rank(world.rank)] == world.rank
 
 
 def _configure_torch(config: Config) -> None:

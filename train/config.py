@@ -104,6 +104,11 @@ PER_SITE = (
     "train.threads",
     "train.timeout_seconds",
     "data.cache_dir",
+    "data.cache_bytes",
+    "data.workers",
+    "data.prefetch",
+    "data.open_files",
+    "data.log_samples",
     "log",
 )
 

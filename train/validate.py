@@ -29,6 +29,7 @@ from isthmus.train.schedules import validate_schedule
 
 if TYPE_CHECKING:
     from isthmus.data.corpus import Corpus
+    from isthmus.data.mixture import Mixture
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Plan:
     topology: Topology
     sites: int
     site: int  # this one's place among them, from 0
+    shares: tuple[int, ...]  # of the global batch, for each site
     steps: int
     total_tokens: int
     folder: Path
@@ -57,7 +59,9 @@ def plan_run(config: Config, world_size: int, local_world_size: int | None = Non
     validate_sync(config.sync, config.model, config.parallel)
     validate_sites(config.sites, config.lane, config.sync, config.parallel, topology)
     names = config.sites.names if config.sync.kind is not SyncKind.none else []
-    validate_batch(topology, config.train.global_batch, config.train.micro_batch, sites=max(len(names), 1))
+    shares = tuple(config.sites.shares) if names and config.sites.shares else (1,) * max(len(names), 1)
+    for place in range(len(shares)):
+        validate_batch(topology, config.train.global_batch, config.train.micro_batch, shares=shares, site=place)
     _validate_machine(config, local_world_size or world_size)
     _validate_optim(config.optim)
     steps = total_steps(config)
@@ -67,6 +71,7 @@ def plan_run(config: Config, world_size: int, local_world_size: int | None = Non
     return Plan(
         topology=topology,
         sites=max(len(names), 1),
+        shares=shares,
         site=names.index(config.sites.name) if config.sites.name in names else 0,
         steps=steps,
         total_tokens=total_tokens,
@@ -74,8 +79,8 @@ def plan_run(config: Config, world_size: int, local_world_size: int | None = Non
     )
 
 
-def load_corpus(config: Config, plan: Plan) -> "Corpus":
-    """Read and tokenise the sources, and refuse them if they cannot feed the run.
+def load_corpus(config: Config, plan: Plan) -> "tuple[Corpus, Mixture]":
+    """Open the sources and plan their mixture, and refuse them if they cannot feed the run.
 
     Raises:
         UserError: naming the source.
@@ -84,15 +89,16 @@ def load_corpus(config: Config, plan: Plan) -> "Corpus":
     from isthmus.data.loader import validate_corpus
 
     corpus = build_corpus(config.data, config.model.vocab_size)
-    validate_corpus(
+    mixture = validate_corpus(
         corpus,
+        config.data,
         sequence_length=config.train.sequence_length,
         global_batch=config.train.global_batch,
         steps=plan.steps,
         seed=config.train.seed,
         held_out=config.eval.every_steps > 0,
     )
-    return corpus
+    return corpus, mixture
 
 
 def prepare_folder(folder: Path) -> None:
