@@ -126,11 +126,13 @@ def pack(
             mask = mask * ~ends
         if cutting.tell_documents:
             documents = torch.from_numpy(np.cumsum(ends, axis=1, dtype=np.int32) - ends.astype(np.int32))
-    whole = [torch.from_numpy(array) for array in (tokens, labels, mask)]
+    whole_tokens, whole_labels, whole_mask = (torch.from_numpy(array) for array in (tokens, labels, mask))
     step = cutting.micro_batch
     return [
         Microbatch(
-            *(tensor[first : first + step] for tensor in whole),
+            tokens_BS=whole_tokens[first : first + step],
+            labels_BS=whole_labels[first : first + step],
+            mask_BS=whole_mask[first : first + step],
             sources=tuple(sources[first : first + step]),
             documents_BS=None if documents is None else documents[first : first + step],
             bad=tuple(bad[row] for row in sorted(bad) if first <= row < first + step),

@@ -19,11 +19,6 @@ class Mixing(Enum):
     unimax = "unimax"
 
 
-class Packing(Enum):
-    stream = "stream"
-    best_fit = "best_fit"
-
-
 @dataclass(kw_only=True, slots=True)
 class SourceConfig:
     """One named source of documents."""
@@ -64,7 +59,6 @@ class DataConfig:
     tokenizer: str | None = key(None, "tokenizer file for text sources (null: that of the shards, or trained on them)")
     held_out: float = key(0.05, "fraction of every source kept for evaluation, whole documents")
     held_out_tokens: int = key(2_000_000, "the most tokens kept of a source of shards; they are its last ones")
-    packing: Packing = key(Packing.stream, "stream (windows of one stream), best_fit (whole documents in each window)")
     mask_documents: bool = key(False, "attention stays inside a document, and no loss on the first token of the next")
     reset_positions: bool = key(False, "positions begin at 0 in every document")
     skip: list[list[int]] = key([], "[[START, STOP], ...]: samples without a loss; nothing else moves")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from isthmus.data.config import DataConfig, DataKind, Mixing, SourceConfig
 from isthmus.data.documents import Document, read_source, split_held_out
-from isthmus.data.mixture import Mixture, MixSource, phases_of
+from isthmus.data.mixture import MixSource, Mixture, phases_of
 from isthmus.data.order import Shape
 from isthmus.data.reading import Reader
 from isthmus.data.shard_source import ShardSource, cut_held_out, is_shard_path, open_shards

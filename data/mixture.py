@@ -104,7 +104,7 @@ class Mixture:
 
     def _segment(self, phase: Phase, first: int, stop: int, given: Mapping[str, int]) -> tuple[Segment, int]:
         left = {name: None if source.cap is None else source.cap - given[name] for name, source in self.sources.items()}
-        weights = self._weights(phase, stop - first)
+        weights = self.weights(phase.weights, stop - first)
         open_to = {name: weight for name, weight in weights.items() if weight > 0 and left[name] != 0}
         shares, capped = fill(open_to, {name: left[name] for name in open_to}, stop - first, phase.name)
         quotas = quotas_of(shares, capped=capped)
@@ -115,8 +115,9 @@ class Mixture:
                 until = min(until, first + _samples_until(turns, name, allowed, stop - first))
         return Segment(first, quotas, phase.name), until
 
-    def _weights(self, phase: Phase, samples: int) -> dict[str, float]:
-        own = {name: phase.weights.get(name, source.weight) for name, source in self.sources.items()}
+    def weights(self, of_phase: Mapping[str, float], samples: int) -> dict[str, float]:
+        """Return the relative shares that sources ask for in a phase of so many samples, before any cap."""
+        own = {name: of_phase.get(name, source.weight) for name, source in self.sources.items()}
         tokens = {name: source.shape.windows * self.window_tokens for name, source in self.sources.items()}
         if self.mixing is Mixing.temperature:
             return {name: weight * tokens[name] ** (1 / self.temperature) for name, weight in own.items()}

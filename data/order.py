@@ -1,5 +1,6 @@
 """Which window of which source a sample index means: a pure function, in memory that does not grow with the data."""
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -90,7 +91,7 @@ class Order:
         self._keys = {name: key_of("order", seed, name) for name in self.names}
         self._starts = np.array([segment.start for segment in segments], dtype=np.int64)
         self._before = np.zeros((len(segments), len(self.names)), dtype=np.int64)
-        for number, (segment, following) in enumerate(zip(segments, segments[1:], strict=False)):
+        for number, (segment, following) in enumerate(itertools.pairwise(segments)):
             self._before[number + 1] = self._before[number] + self._given(segment, following.start - segment.start)
 
     def __getitem__(self, sample: int) -> Position:

@@ -107,7 +107,7 @@ class PhaseLog:
                 raise UserError(
                     "its windows are cut or shuffled differently than when this run read it",
                     where=f"data.sources.{name}",
-                    fix="set data.packing, data.held_out and data.shuffle_* back, or start another run",
+                    fix="set data.held_out* and data.shuffle_* back, or start another run",
                 )
 
 

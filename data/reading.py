@@ -26,7 +26,7 @@ class BadRead(Exception):
 
 @dataclass(frozen=True)
 class File:
-    """A file to read ranges of: a path or an fsspec URL, its size, and the SHA-256 of its blocks where they are known."""
+    """A file to read ranges of: a path or an fsspec URL, its size, and its blocks' SHA-256 where they are known."""
 
     location: str
     bytes: int
@@ -143,12 +143,11 @@ class BlockCache:
 
     def read(self, file: File, number: int, inside: int, buffer: memoryview) -> None:
         path = self._path(file, number)
-        with suppress(FileNotFoundError):
-            with path.open("rb", buffering=0) as cached:
-                cached.seek(inside)
-                if cached.readinto(buffer) == len(buffer):
-                    os.utime(path)
-                    return
+        with suppress(FileNotFoundError), path.open("rb", buffering=0) as cached:
+            cached.seek(inside)
+            if cached.readinto(buffer) == len(buffer):
+                os.utime(path)
+                return
         block = self._fetch(file, number)
         try:
             self._make_room(len(block))

@@ -71,9 +71,9 @@ def cut_held_out(stream: ShardStream, wanted: int) -> tuple[ShardStream, ShardSt
     part = stream.parts[number]
     if not part.file.remote:
         starts = part.document_starts() + before
-        below = starts[np.searchsorted(starts, cut, side="right") - 1]
-        above = starts[min(np.searchsorted(starts, cut, side="left"), len(starts) - 1)]
-        cut = int(below if below > 0 else above if above < len(stream) else cut)
+        inside = int(np.searchsorted(starts, cut, side="right")) - 1
+        below, above = int(starts[inside]), int(starts[min(inside + 1, len(starts) - 1)])
+        cut = below if below > 0 else above if above < len(stream) else cut
     return stream.view(0, cut), stream.view(cut, len(stream))
 
 

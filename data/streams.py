@@ -4,6 +4,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -82,7 +83,7 @@ class ArrayStream:
         bounds = self.boundaries(start, stop).tolist()
         return [
             DocumentSpan(begin, end, {"document": self._names[first + number] if self._names else first + number})
-            for number, (begin, end) in enumerate(zip(bounds, bounds[1:], strict=False))
+            for number, (begin, end) in enumerate(pairwise(bounds))
         ]
 
 
@@ -138,7 +139,7 @@ class ShardStream:
         assert rows.dtype == self._dtype
         bad = {}
         size, width = self._dtype.itemsize, rows.shape[1]
-        buffer = memoryview(rows.reshape(-1).view(np.uint8))
+        buffer = memoryview(rows.reshape(-1).view(np.uint8).data)
         read, parts, ends = self.reader.read, self.parts, self._ends
         for row, start in enumerate(starts):
             begin = self.first + start

@@ -137,6 +137,8 @@ def build_engine(config: Config, groups: ProcessGroupCollection) -> Engine:
         micro_batch=config.train.micro_batch,
         seed=config.train.seed,
         deterministic=config.train.deterministic,
+        mask_documents=config.data.mask_documents,
+        reset_positions=config.data.reset_positions,
     )
 
 

@@ -194,6 +194,9 @@ def _validate_machine(config: Config, local_ranks: int) -> None:
         raise UserError(f"is {config.train.threads} of {cores} cores", where="train.threads", fix="choose fewer")
     from isthmus.parallelism.machine import has_transformer_engine
 
+    for name in ("mask_documents", "reset_positions"):
+        if getattr(config.data, name) and has_transformer_engine():
+            raise UserError("transformer-engine's attention is not told of documents", where=f"data.{name}", fix="unset it")
     validate_device(config.parallel, config.train.precision, cuda=cuda, transformer_engine=has_transformer_engine())
 
 
