@@ -1,5 +1,6 @@
 """What a mixture will serve: tokens and epochs by source and phase, what repetition is worth, and what to think about."""
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -55,7 +56,7 @@ def account(mixture: Mixture, synthetic: Mapping[str, bool], real_floor: float) 
     length = mixture.window_tokens
     phases, notes, warnings = [], [], []
     bounds = sorted({max(0, min(phase.start, mixture.samples)) for phase in mixture.phases} | {mixture.samples})
-    for phase, (start, stop) in zip(mixture.phases, zip(bounds, bounds[1:], strict=False), strict=False):
+    for phase, (start, stop) in zip(mixture.phases, itertools.pairwise(bounds), strict=False):
         counts = order.counts(start, stop)
         asked = _shares(mixture, phase.weights, stop - start)
         served = _served(mixture, counts, asked)

@@ -196,7 +196,9 @@ def _validate_machine(config: Config, local_ranks: int) -> None:
 
     for name in ("mask_documents", "reset_positions"):
         if getattr(config.data, name) and has_transformer_engine():
-            raise UserError("transformer-engine's attention is not told of documents", where=f"data.{name}", fix="unset it")
+            raise UserError(
+                "transformer-engine's attention is not told of documents", where=f"data.{name}", fix="unset it"
+            )
     validate_device(config.parallel, config.train.precision, cuda=cuda, transformer_engine=has_transformer_engine())
 
 
