@@ -1,4 +1,4 @@
-"""What a mixture will serve: tokens and epochs by source and phase, what repetition is worth, and what to think about."""
+"""What a mixture will serve: tokens and epochs by source and phase, what repetition is worth, what to think about."""
 
 import itertools
 import math
