@@ -46,7 +46,9 @@ def test_no_source_ever_passes_its_cap_and_nothing_else_is_lost(data: st.DataObj
     sources = {}
     for name in data.draw(st.sets(st.sampled_from("abcde"), min_size=1), "names"):
         cap = data.draw(st.one_of(st.none(), st.floats(0.1, 5)), "cap")
-        sources[name] = source(data.draw(st.integers(1, 300), "windows"), data.draw(st.floats(0.001, 10), "weight"), cap)
+        sources[name] = source(
+            data.draw(st.integers(1, 300), "windows"), data.draw(st.floats(0.001, 10), "weight"), cap
+        )
     samples = data.draw(st.integers(1, 3_000), "samples")
     edge = data.draw(st.integers(1, 3_000), "edge")
     phases = [Phase("one", 0, edge), Phase("two", edge, None, {sorted(sources)[0]: data.draw(st.floats(0.01, 5))})]
