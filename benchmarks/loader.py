@@ -2,8 +2,8 @@
 
     python benchmarks/loader.py [--tokens 50000000] [--rounds 3] [--peer-python PYTHON] [--out FILE]
 
-Every contender reads the same tokens in samples of 1024, in one process with one thread, in a process of its own, in turn,
-with the page cache warm; a figure is the median over rounds. PYTHON is an interpreter that has mosaicml-streaming and
+Every contender reads the same tokens in samples of 1024, in a process of its own with one thread, in turn, with the page
+cache warm; a figure is the median over rounds. PYTHON is an interpreter that has mosaicml-streaming and
 litdata. The large mixture is of sparse files. Megatron's build is timed on fewer and smaller files, since its sample
 index for 10^12 tokens would not fit, and given per file.
 """

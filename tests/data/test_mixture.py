@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from isthmus.data.accounting import account, effective_tokens
 from isthmus.data.config import DataConfig, Mixing, PhaseConfig, SourceConfig
-from isthmus.data.mixture import Mixture, MixSource, Phase, phases_of, unimax
+from isthmus.data.mixture import MixSource, Mixture, Phase, phases_of, unimax
 from isthmus.data.order import Order, Shape
 from isthmus.data.phases import PhaseLog
 from isthmus.errors import UserError
