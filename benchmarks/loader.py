@@ -2,8 +2,8 @@
 
     python benchmarks/loader.py [--tokens 50000000] [--rounds 3] [--peer-python PYTHON] [--out FILE]
 
-Every contender reads the same tokens in samples of 1024, in a process of its own with one thread, in turn, with the page
-cache warm; a figure is the median over rounds. PYTHON is an interpreter that has mosaicml-streaming and
+Every contender reads the same tokens in samples of 1024, in a process of its own with one thread, in turn, with the
+page cache warm; a figure is the median over rounds. PYTHON is an interpreter that has mosaicml-streaming and
 litdata. The large mixture is of sparse files. Megatron's build is timed on fewer and smaller files, since its sample
 index for 10^12 tokens would not fit, and given per file.
 """
@@ -253,14 +253,16 @@ def random_access(folder: Path) -> dict[str, float]:
     """A single sample by number, anywhere in 10^12 tokens: position and read."""
     loader = our_loader({f"set{number}": folder / f"large/set{number}" for number in range(5)}, 10**9, folder)
     numbers = np.random.default_rng(0).integers(0, 9 * 10**8, 2_000).tolist()
-    seconds = []
+    seconds, cpu_seconds = [], []
     reader = loader._reader()
     for number in numbers:
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.process_time()
         reader.read([number])
         seconds.append(time.perf_counter() - started)
-    p50, p99 = np.quantile(seconds, [0.5, 0.99]) * 1e3
-    return {"samples": len(seconds), "p50_milliseconds": p50, "p99_milliseconds": p99}
+        cpu_seconds.append(time.process_time() - cpu)
+    p50, p99 = (float(value) * 1e3 for value in np.quantile(seconds, [0.5, 0.99]))
+    cpu_p99 = float(np.quantile(cpu_seconds, 0.99)) * 1e3
+    return {"samples": len(seconds), "p50_milliseconds": p50, "p99_milliseconds": p99, "p99_cpu_milliseconds": cpu_p99}
 
 
 def resident_bytes() -> int:
