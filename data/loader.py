@@ -1,63 +1,92 @@
-"""Batches for this rank: the global order cut by range arithmetic; any number of ranks sees the same samples."""
+"""Batches for this rank: the global order cut by range arithmetic; any number of sites, ranks and workers sees the same
+samples."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from isthmus.data.corpus import Corpus, Tokens, window_counts
+from isthmus.data.audit import Journal
+from isthmus.data.batches import BatchReader, Cutting, Microbatch, pack
+from isthmus.data.config import DataConfig
+from isthmus.data.corpus import Corpus, mixture_of, window_count
+from isthmus.data.extras import need
+from isthmus.data.mixture import Mixture
 from isthmus.data.order import Order
+from isthmus.data.phases import PhaseLog
+from isthmus.data.shares import Division
+from isthmus.data.streams import Stream
 from isthmus.errors import UserError
 
-
-@dataclass(frozen=True)
-class Microbatch:
-    """B samples of S tokens; `sources` names each sample's source ("" for padding)."""
-
-    tokens_BS: Tensor
-    labels_BS: Tensor
-    mask_BS: Tensor
-    sources: tuple[str, ...]
+__all__ = ["Microbatch", "MixtureLoader", "validate_corpus"]
 
 
 class MixtureLoader:
-    """Serves the samples of one data-parallel rank, step by step; its state is the number of samples served to all.
+    """Serves the samples of one data-parallel rank, step by step.
+
+    Its state is the number of samples served to all, and the log of mixtures: it goes on with any number of sites,
+    ranks and workers. A state of another mixture than the configured one is continued with the configured one.
 
     Args:
-        data_rank: number of this rank among the data-parallel ranks of all sites.
-        data_size: how many these are.
+        division: how a global batch is divided over sites and their ranks.
+        site, rank: number of this site, and of this rank among its data-parallel ranks.
+        journal: keeps the record that `isthmus data where` and `audit` read.
     """
 
     def __init__(
         self,
         corpus: Corpus,
+        mixture: Mixture,
+        config: DataConfig,
         *,
         sequence_length: int,
         global_batch: int,
         micro_batch: int,
-        data_rank: int,
-        data_size: int,
-        seed: int,
+        division: Division,
+        site: int = 0,
+        rank: int = 0,
+        journal: Journal | None = None,
+        tell: Callable[[str], None] = logging.info,
     ) -> None:
-        self._streams = {name: source.train for name, source in corpus.sources.items()}
-        self._held_out = {name: source.held_out for name, source in corpus.sources.items()}
-        self._sequence_length, self._global_batch, self._micro_batch = sequence_length, global_batch, micro_batch
-        self._data_rank, self._data_size = data_rank, data_size
-        self.order = mixture_order(corpus, sequence_length, seed)
+        self._corpus, self._mixture, self._config = corpus, mixture, config
+        self._global_batch, self._division, self._site, self._rank = global_batch, division, site, rank
+        self._journal, self._tell = journal, tell
+        self._cutting = Cutting(
+            sequence_length=sequence_length,
+            micro_batch=micro_batch,
+            vocab_size=corpus.vocab_size,
+            end=corpus.end,
+            tell_documents=config.mask_documents or config.reset_positions,
+            mask_ends=config.mask_documents,
+            skip=tuple(range(start, stop) for start, stop in config.skip),
+        )
+        self.log = PhaseLog.begin(mixture)
+        self.order: Order = self.log.order()
         self._samples = 0
+        self._bad = 0
+        self._steps: Iterator[list[Microbatch]] | None = None
 
     def next_step(self) -> list[Microbatch]:
-        """Return this rank's microbatches of the next global batch and move on."""
-        share = self._global_batch // self._data_size
-        first = self._samples + self._data_rank * share
+        """Return this rank's microbatches of the next global batch and move on.
+
+        Raises:
+            UserError: more windows than `data.max_bad_windows` could not be read.
+        """
+        if self._steps is None:
+            self._steps = self._begin()
+        batches = next(self._steps)
+        mine = self._division.of_rank(range(self._samples, self._samples + self._global_batch), self._site, self._rank)
         self._samples += self._global_batch
-        return [
-            self._microbatch(range(start, start + self._micro_batch))
-            for start in range(first, first + share, self._micro_batch)
-        ]
+        if self._journal:
+            self._journal.consumed(mine)
+        self._count_bad(batches)
+        return batches
+
+    def samples(self, numbers: Sequence[int]) -> list[Microbatch]:
+        """Return any samples of the order, as those of a site whose round was lost; the state stays as it is."""
+        return self._reader().read(numbers)
 
     def mix(self) -> dict[str, int]:
         """Return how many samples each source has given so far, over all ranks."""
@@ -68,65 +97,126 @@ class MixtureLoader:
 
         The number of microbatches is a multiple of `multiple` and equal for every part; padding has mask 0.
         """
+        length, micro_batch = self._cutting.sequence_length, self._cutting.micro_batch
         windows: list[tuple[str, int]] = []
-        for name, count in window_counts(self._held_out, self._sequence_length).items():
+        for name, source in self._corpus.sources.items():
+            count = window_count(source.held_out, length)
             taken = min(samples_per_source, count)
             windows += [(name, index * count // taken) for index in range(taken)]
-        mine: list[tuple[str, int] | None] = list(windows[part::parts])
+        mine = windows[part::parts]
         per_rank = -(-len(windows) // parts)
-        batches = -(-per_rank // self._micro_batch)
-        batches = -(-batches // multiple) * multiple
-        mine += [None] * (batches * self._micro_batch - len(mine))
-        return [
-            self._pack([self._held_out_window(entry) for entry in mine[start : start + self._micro_batch]])
-            for start in range(0, len(mine), self._micro_batch)
-        ]
+        batches = -(-per_rank // micro_batch)
+        rows = -(-batches // multiple) * multiple * micro_batch
+        found = np.zeros((rows, length + 1), dtype=np.int64)
+        for row, (name, index) in enumerate(mine):
+            found[row] = self._held_out_window(self._corpus.sources[name].held_out, index)
+        mask = np.zeros((rows, length), dtype=np.float32)
+        mask[: len(mine)] = 1
+        names = [name for name, _ in mine] + [""] * (rows - len(mine))
+        tokens, labels = (np.ascontiguousarray(part) for part in (found[:, :-1], found[:, 1:]))
+        return pack(tokens, labels, mask, names, self._cutting, {})
 
     def state_dict(self) -> dict[str, Any]:
-        return {"samples": self._samples}
+        return {"samples": self._samples, "log": self.log.dump()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state.
+
+        Raises:
+            UserError: a source's content, the seed or the sequence length is not what the run began with.
+        """
         self._samples = int(state["samples"])
+        self.log = PhaseLog.load(state["log"])
+        before = self.log.entries[-1].fingerprint
+        if self.log.go_on(self._mixture, self._samples):
+            self._tell(
+                f"the mixture was edited: from sample {self._samples} on it is {self._mixture.fingerprint}, "
+                f"before it was {before}"
+            )
+        self.order = self.log.order()
+        self._steps = None
 
-    def _microbatch(self, samples: Sequence[int]) -> Microbatch:
-        positions = [self.order[sample] for sample in samples]
-        return self._pack(
-            [(position.source, self._window(self._streams[position.source], position.window)) for position in positions]
+    def _begin(self) -> Iterator[list[Microbatch]]:
+        if self._journal:
+            self._journal.begin(self._samples, self._global_batch, self._division, self.log.dump(), self._cutting.skip)
+        samples = range(self._samples, sys.maxsize - 2 * self._global_batch, self._global_batch)
+        steps = _Steps(self._reader(), self._division, self._site, self._rank, self._global_batch, samples)
+        if not self._config.workers:
+            return iter(steps)
+        loader = need("torchdata.stateful_dataloader", "'isthmus[mixture]'").StatefulDataLoader(
+            _dataset_of(steps),
+            batch_size=None,
+            num_workers=self._config.workers,
+            prefetch_factor=self._config.prefetch,
+            # Its own state is bound to the number of workers; ours is a number of samples, so it need keep none.
+            snapshot_every_n_steps=sys.maxsize,
         )
+        return iter(loader)
 
-    def _held_out_window(self, entry: tuple[str, int] | None) -> tuple[str, Tokens]:
-        if entry is None:
-            return "", np.zeros(self._sequence_length + 1, dtype=np.int32)
-        return entry[0], self._window(self._held_out[entry[0]], entry[1])
+    def _reader(self) -> BatchReader:
+        streams = {name: source.train for name, source in self._corpus.sources.items()}
+        return BatchReader(self.order, streams, self._cutting)
 
-    def _window(self, stream: Tokens, index: int) -> Tokens:
-        start = index * self._sequence_length
-        return stream[start : start + self._sequence_length + 1]
+    def _held_out_window(self, stream: Stream, index: int) -> np.ndarray:
+        rows = np.empty((1, self._cutting.sequence_length + 1), dtype=stream.dtype)
+        if bad := stream.read([index * self._cutting.sequence_length], rows):
+            raise UserError(bad[0], where="held-out tokens", fix="copy the data anew")
+        return rows[0]
 
-    def _pack(self, samples: list[tuple[str, Tokens]]) -> Microbatch:
-        stacked = torch.from_numpy(np.stack([window for _, window in samples]).astype(np.int64))
-        mask = torch.tensor([[float(bool(source))] for source, _ in samples]).expand(-1, self._sequence_length)
-        return Microbatch(
-            tokens_BS=stacked[:, :-1].contiguous(),
-            labels_BS=stacked[:, 1:].contiguous(),
-            mask_BS=mask.contiguous(),
-            sources=tuple(source for source, _ in samples),
-        )
+    def _count_bad(self, batches: Sequence[Microbatch]) -> None:
+        for reason in (reason for batch in batches for reason in batch.bad):
+            self._bad += 1
+            logging.warning("masked: %s", reason)
+            if self._bad > self._config.max_bad_windows:
+                raise UserError(
+                    f"{self._bad} windows could not be read, the last: {reason}",
+                    where="data.max_bad_windows",
+                    fix="check the data with `isthmus data inspect --verify`, or raise the limit",
+                )
 
 
-def mixture_order(corpus: Corpus, sequence_length: int, seed: int) -> Order:
-    windows = window_counts({name: source.train for name, source in corpus.sources.items()}, sequence_length)
-    return Order(windows, {name: source.weight for name, source in corpus.sources.items()}, seed)
+class _Steps:
+    """The steps that one process reads: all of them, or every so many where several workers take turns."""
+
+    def __init__(
+        self, reader: BatchReader, division: Division, site: int, rank: int, batch: int, samples: range
+    ) -> None:
+        self._arguments = (division, site, rank, batch)
+        self._reader, self._samples = reader, samples
+
+    def __iter__(self) -> Iterator[list[Microbatch]]:
+        from torch.utils.data import get_worker_info
+
+        worker = get_worker_info()
+        samples = self._samples[worker.id :: worker.num_workers] if worker else self._samples
+        return self._reader.steps(*self._arguments, samples)
+
+
+def _dataset_of(steps: _Steps) -> Any:
+    from torch.utils.data import IterableDataset
+
+    class Steps(IterableDataset):
+        def __iter__(self) -> Iterator[list[Microbatch]]:
+            return iter(steps)
+
+    return Steps()
 
 
 def validate_corpus(
-    corpus: Corpus, *, sequence_length: int, global_batch: int, steps: int, seed: int, held_out: bool
-) -> None:
-    """Refuse a corpus that cannot feed the run.
+    corpus: Corpus,
+    config: DataConfig,
+    *,
+    sequence_length: int,
+    global_batch: int,
+    steps: int,
+    seed: int,
+    held_out: bool,
+) -> Mixture:
+    """Return the mixture of a run, refused if it cannot feed it.
 
     Raises:
-        UserError: a source without one window, fewer windows than one global batch, a source repeated beyond its
-            `max_epochs`, or nothing to evaluate on.
+        UserError: a source without one window, fewer windows than one global batch, caps that leave too few, nothing to
+            evaluate on, or a wish to know documents that have no known end.
     """
     for name, source in corpus.sources.items():
         if len(source.train) <= sequence_length:
@@ -141,19 +231,20 @@ def validate_corpus(
                 where=f"data.sources.{name}",
                 fix="add documents, raise data.held_out or set eval.every_steps=0",
             )
-    order = mixture_order(corpus, sequence_length, seed)
-    available = sum(order.windows.values())
+    if (config.mask_documents or config.reset_positions) and corpus.end is None:
+        raise UserError(
+            "needs the end-of-document token, and nothing says which it is",
+            where="data.mask_documents" if config.mask_documents else "data.reset_positions",
+            fix="give data.tokenizer, or import the shards with tokenizer=FILE",
+        )
+    samples = steps * global_batch
+    mixture = mixture_of(corpus, config, sequence_length=sequence_length, samples=samples, seed=seed)
+    available = sum(source.shape.windows for source in mixture.sources.values())
     if available < global_batch:
         raise UserError(
             f"the corpus has {available} samples of {sequence_length} tokens, fewer than one batch of {global_batch}",
             where="data.sources",
             fix="add text or lower train.global_batch",
         )
-    for name, epochs in order.epochs(steps * global_batch).items():
-        limit = corpus.sources[name].max_epochs
-        if limit is not None and epochs > limit:
-            raise UserError(
-                f"{steps} steps x {global_batch} samples would pass over it {epochs:.1f} times, {limit:g} are allowed",
-                where=f"data.sources.{name}.max_epochs",
-                fix="shorten the run, lower the source's weight or raise the limit",
-            )
+    mixture.segments()
+    return mixture

@@ -85,12 +85,15 @@ class Engine:
         micro_batch: int,
         seed: int,
         deterministic: bool = False,
+        mask_documents: bool = False,
+        reset_positions: bool = False,
     ) -> None:
         self.groups = groups
         self.device = torch.device(torch.cuda.current_device())
         self._sequence_length, self._micro_batch = sequence_length, micro_batch
         self._tied_over_stages = model.tied_embeddings and parallel.pipeline > 1
         self._config = transformer_config(model, parallel, precision, fp8_recipe, deterministic)
+        self._config.mask_documents, self._config.reset_positions = mask_documents, reset_positions
         # Nothing random happens inside the model, but Megatron wants its generators to exist.
         model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
         with cpu.construction():
@@ -306,10 +309,13 @@ class Engine:
     def _forward(self, batches: Iterator[Microbatch], chunk: Any) -> tuple[Tensor, Any]:
         batch = next(batches)
         tensors = {"tokens": batch.tokens_BS, "labels": batch.labels_BS, "mask": batch.mask_BS}
+        documents_BS = getattr(batch, "documents_BS", None)
         on_device = {name: tensor.to(self.device, non_blocking=True) for name, tensor in tensors.items()}
         if self.groups.cp.size() > 1:
             on_device = get_batch_on_this_cp_rank(on_device)
-        output = chunk(on_device["tokens"], None, None, labels=on_device["labels"], loss_mask=on_device["mask"])
+        # RotaryAttention reads documents where others read a mask: it makes mask and positions of them.
+        documents_BS = None if documents_BS is None else documents_BS.to(self.device, non_blocking=True)
+        output = chunk(on_device["tokens"], None, documents_BS, labels=on_device["labels"], loss_mask=on_device["mask"])
         return output, partial(_sum_losses, on_device["mask"])
 
 

@@ -4,6 +4,8 @@ Ranks are numbered as Megatron does by default, fastest axis first: tensor, cont
 axis lies inside the data axis: an expert-parallel group is made of ranks that are data-parallel for the dense layers.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from isthmus.errors import UserError
@@ -199,8 +201,10 @@ def validate_device(parallel: ParallelConfig, precision: Precision, *, cuda: boo
         )
 
 
-def validate_batch(topology: Topology, global_batch: int, micro_batch: int, *, sites: int = 1) -> int:
-    """Return the microbatches per step and data-parallel rank, of as many sites with this topology.
+def validate_batch(
+    topology: Topology, global_batch: int, micro_batch: int, *, shares: Sequence[int] = (1,), site: int = 0
+) -> int:
+    """Return the microbatches per step and data-parallel rank of a site, where sites with this topology have shares.
 
     Raises:
         UserError: the global batch does not divide, or an interleaved pipeline gets a number that it cannot schedule.
@@ -208,15 +212,17 @@ def validate_batch(topology: Topology, global_batch: int, micro_batch: int, *, s
     for name, size in (("global_batch", global_batch), ("micro_batch", micro_batch)):
         if size < 1:
             raise UserError(f"is {size}", where=f"train.{name}", fix="it starts at 1")
-    per_pass = micro_batch * topology.data * sites
+    per_pass = micro_batch * topology.data * sum(shares) // math.gcd(*shares)
     if global_batch % per_pass:
-        of_sites = f" x {sites} sites" if sites > 1 else ""
+        of_sites = "" if len(shares) == 1 else f" x {len(shares)} sites"
+        if len(set(shares)) > 1:
+            of_sites = f" x {sum(shares) // math.gcd(*shares)} shares of sites"
         raise UserError(
             f"micro_batch {micro_batch} x data-parallel size {topology.data}{of_sites} = {per_pass} does not divide it",
             where=f"train.global_batch={global_batch}",
             fix="change one of them",
         )
-    microbatches = global_batch // per_pass
+    microbatches = global_batch * shares[site] // sum(shares) // (micro_batch * topology.data)
     if topology.virtual_pipeline > 1 and microbatches % topology.pipeline:
         raise UserError(
             f"the interleaved schedule needs a multiple of {topology.pipeline} microbatches, these are {microbatches}",

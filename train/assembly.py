@@ -12,7 +12,9 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from rich.console import Console
 
 from isthmus.config import to_yaml
+from isthmus.data.audit import Journal
 from isthmus.data.loader import MixtureLoader
+from isthmus.data.shares import Division
 from isthmus.fault_tolerance.guard import StepGuard
 from isthmus.fault_tolerance.ledger import RunLedger
 from isthmus.files import write_atomically, write_json
@@ -86,20 +88,28 @@ def build_run(config: Config, plan: Plan, world: World, console: Console, stop: 
             ours = {"status": "running", "rank": 0, "process": os.getpid(), "launcher": os.getppid()}
             write_json(plan.folder / "outcome.json", ours)
         _log_to_file(plan, world)
-        corpus = load_corpus(config, plan)
+        corpus, mixture = load_corpus(config, plan)
+        journal = Journal(
+            plan.folder, world.rank, writes_attempts=world.rank == 0, log_samples=_logs_samples(config, plan, world)
+        )
         tell = (lambda line: console.print(line, highlight=False)) if world.rank == 0 else logging.info
-        sync = stack.enter_context(join_sites(config, plan, world.rank, world.size, tell))
+        fingerprints = {name: source.fingerprint for name, source in corpus.sources.items()}
+        sync = stack.enter_context(join_sites(config, plan, world.rank, world.size, tell, fingerprints))
         timeout = datetime.timedelta(seconds=config.train.timeout_seconds)
         groups = stack.enter_context(site_groups(plan.topology, rank=world.rank, timeout=timeout))
         engine = build_engine(config, groups)
         loader = MixtureLoader(
             corpus,
+            mixture,
+            config.data,
             sequence_length=config.train.sequence_length,
             global_batch=config.train.global_batch,
             micro_batch=config.train.micro_batch,
-            data_rank=plan.site * plan.topology.data + plan.topology.data_rank(world.rank),
-            data_size=plan.sites * plan.topology.data,
-            seed=config.train.seed,
+            division=Division(plan.topology.data, plan.shares),
+            site=plan.site,
+            rank=plan.topology.data_rank(world.rank),
+            journal=journal,
+            tell=tell,
         )
         ledger = RunLedger(None if world.rank else plan.folder / "ledger.jsonl", started_at())
         stack.callback(ledger.close, "failed")  # unless it was closed before
@@ -146,7 +156,16 @@ def build_engine(config: Config, groups: ProcessGroupCollection) -> Engine:
         micro_batch=config.train.micro_batch,
         seed=config.train.seed,
         deterministic=config.train.deterministic,
+        mask_documents=config.data.mask_documents,
+        reset_positions=config.data.reset_positions,
     )
+
+
+def _logs_samples(config: Config, plan: Plan, world: World) -> bool:
+    """One rank of those that read the same samples keeps their numbers: the first of its data-parallel rank."""
+    topology = plan.topology
+    firsts = {topology.data_rank(rank): rank for rank in reversed(range(world.size))}
+    return config.data.log_samples and firsts[topology.data_rank(world.rank)] == world.rank
 
 
 def _configure_torch(config: Config) -> None:

@@ -1,6 +1,6 @@
 """From a configuration to this rank's SiteSync: meets the other sites and leaves them at the end."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -21,9 +21,17 @@ _TOPK_DENSITY = 0.02
 
 @contextmanager
 def join_sites(
-    config: Config, plan: Plan, rank: int, world_size: int, tell: Callable[[str], None]
+    config: Config,
+    plan: Plan,
+    rank: int,
+    world_size: int,
+    tell: Callable[[str], None],
+    fingerprints: Mapping[str, str] | None = None,
 ) -> Iterator[SiteSync]:
     """Meet the other sites, if there are any, and yield what keeps them one model.
+
+    Args:
+        fingerprints: of the data of each source, which must be the same in all sites.
 
     Raises:
         UserError: a site did not come, or is set up for another run.
@@ -31,7 +39,9 @@ def join_sites(
     if config.sync.kind is SyncKind.none:
         yield NoSync()
         return
-    attendance = Attendance(run=run_name(config), world_size=world_size, rank=rank, config=shared_keys(config))
+    attendance = Attendance(
+        run=run_name(config), world_size=world_size, rank=rank, config=shared_keys(config, fingerprints or {})
+    )
     with meet(config.sites, config.lane, attendance, tell=tell) as lane:
         tell(f"{config.sites.name} has met {', '.join(name for name in lane.names if name != config.sites.name)}")
         sync = build_sync(config, lane)
@@ -77,9 +87,15 @@ def _outer_rule(sync: SyncConfig) -> OuterRule:
     )
 
 
-def shared_keys(config: Config) -> dict[str, object]:
-    """Return every key that must be the same in all sites."""
+def shared_keys(config: Config, fingerprints: Mapping[str, str]) -> dict[str, object]:
+    """Return every key that must be the same in all sites. Where the data lies may differ, what it is may not."""
     keys = flat(to_plain(config))
     return {
-        name: value for name, value in keys.items() if name not in PER_SITE and name.partition(".")[0] not in PER_SITE
-    }
+        name: value
+        for name, value in keys.items()
+        if name not in PER_SITE and name.partition(".")[0] not in PER_SITE and not _is_place(name)
+    } | {f"data.sources.{name} (content)": value for name, value in fingerprints.items()}
+
+
+def _is_place(name: str) -> bool:
+    return name.startswith("data.sources.") and name.endswith(".path")

@@ -30,6 +30,7 @@ from isthmus.train.schedules import validate_schedule
 
 if TYPE_CHECKING:
     from isthmus.data.corpus import Corpus
+    from isthmus.data.mixture import Mixture
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Plan:
     topology: Topology
     sites: int
     site: int  # this one's place among them, from 0
+    shares: tuple[int, ...]  # of the global batch, for each site
     steps: int
     total_tokens: int
     folder: Path
@@ -66,7 +68,9 @@ def plan_run(config: Config, world_size: int, local_world_size: int | None = Non
             where="lane.deadline_seconds",
             fix="it must be shorter, so that the lane is what speaks of a lost site",
         )
-    validate_batch(topology, config.train.global_batch, config.train.micro_batch, sites=max(len(names), 1))
+    shares = tuple(config.sites.shares) if names and config.sites.shares else (1,) * max(len(names), 1)
+    for place in range(len(shares)):
+        validate_batch(topology, config.train.global_batch, config.train.micro_batch, shares=shares, site=place)
     _validate_machine(config, local_world_size or world_size)
     _validate_optim(config.optim)
     steps = total_steps(config)
@@ -76,6 +80,7 @@ def plan_run(config: Config, world_size: int, local_world_size: int | None = Non
     return Plan(
         topology=topology,
         sites=max(len(names), 1),
+        shares=shares,
         site=names.index(config.sites.name) if config.sites.name in names else 0,
         steps=steps,
         total_tokens=total_tokens,
@@ -83,8 +88,8 @@ def plan_run(config: Config, world_size: int, local_world_size: int | None = Non
     )
 
 
-def load_corpus(config: Config, plan: Plan) -> "Corpus":
-    """Read and tokenise the sources, and refuse them if they cannot feed the run.
+def load_corpus(config: Config, plan: Plan) -> "tuple[Corpus, Mixture]":
+    """Open the sources and plan their mixture, and refuse them if they cannot feed the run.
 
     Raises:
         UserError: naming the source.
@@ -93,15 +98,16 @@ def load_corpus(config: Config, plan: Plan) -> "Corpus":
     from isthmus.data.loader import validate_corpus
 
     corpus = build_corpus(config.data, config.model.vocab_size)
-    validate_corpus(
+    mixture = validate_corpus(
         corpus,
+        config.data,
         sequence_length=config.train.sequence_length,
         global_batch=config.train.global_batch,
         steps=plan.steps,
         seed=config.train.seed,
         held_out=config.eval.every_steps > 0,
     )
-    return corpus
+    return corpus, mixture
 
 
 def prepare_folder(folder: Path) -> None:
@@ -223,6 +229,11 @@ def _validate_machine(config: Config, local_ranks: int) -> None:
         raise UserError(f"is {config.train.threads} of {cores} cores", where="train.threads", fix="choose fewer")
     from isthmus.parallelism.machine import has_transformer_engine
 
+    for name in ("mask_documents", "reset_positions"):
+        if getattr(config.data, name) and has_transformer_engine():
+            raise UserError(
+                "transformer-engine's attention is not told of documents", where=f"data.{name}", fix="unset it"
+            )
     validate_device(config.parallel, config.train.precision, cuda=cuda, transformer_engine=has_transformer_engine())
 
 

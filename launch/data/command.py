@@ -9,6 +9,9 @@ _USAGE = """\
 isthmus data SUBVERB ...
 
   prepare    raw web archives, transcripts and texts to token shards: isthmus data prepare data=FILE.yaml out=DIR
+  mix        what a mixture will serve: isthmus data mix data=FILE.yaml train.tokens=N [--html FILE]
+  where      the documents of a batch: isthmus data where RUN/SITE --step N [--rank R]
+  audit      whether every sample was consumed once: isthmus data audit RUN
   inspect    what is in a dataset: isthmus data inspect DIR [--sample 5] [--verify]
   tokenizer  train a byte-level BPE: isthmus data tokenizer out=FILE.json text=PATH [vocab_size=32768]
   import     use Megatron's .bin and .idx where they lie: isthmus data import PREFIX ... out=DIR
@@ -25,6 +28,9 @@ def main(argv: Sequence[str]) -> int:
         return EXIT_OK if words else EXIT_USER_ERROR
     subverbs: dict[str, Callable[[Sequence[str]], int]] = {
         "prepare": _prepare,
+        "mix": _mix,
+        "where": _where,
+        "audit": _audit,
         "inspect": _inspect,
         "tokenizer": _tokenizer,
         "import": _import,
@@ -63,5 +69,23 @@ def _tokenizer(words: Sequence[str]) -> int:
 
 def _import(words: Sequence[str]) -> int:
     from isthmus.launch.data.imports import main
+
+    return main(words)
+
+
+def _mix(words: Sequence[str]) -> int:
+    from isthmus.launch.data.mix import main
+
+    return main(words)
+
+
+def _where(words: Sequence[str]) -> int:
+    from isthmus.launch.data.where import main
+
+    return main(words)
+
+
+def _audit(words: Sequence[str]) -> int:
+    from isthmus.launch.data.audit import main
 
     return main(words)

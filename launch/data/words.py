@@ -43,6 +43,9 @@ class Words:
     def flag(self, name: str) -> bool:
         return name in self._flags
 
+    def value(self, name: str) -> str | None:
+        return self._values.get(name)
+
     def number(self, name: str, default: int) -> int:
         """Return an option's value as a number of 0 or more.
 

@@ -18,19 +18,40 @@ class RotaryAttention(torch.nn.Module):
         super().__init__()
         self.head_dim = config.kv_channels
         self.rotary_base = config.rotary_base
+        self.mask_documents = getattr(config, "mask_documents", False)
+        self.reset_positions = getattr(config, "reset_positions", False)
         self._angles: tuple[Tensor, Tensor] | None = None
 
-    def forward(self, query_SBND: Tensor, key_SBGD: Tensor, value_SBGD: Tensor, *_: Any, **__: Any) -> Tensor:
-        """Return the attended values, (S, B, N * D)."""
+    def forward(
+        self,
+        query_SBND: Tensor,
+        key_SBGD: Tensor,
+        value_SBGD: Tensor,
+        documents_BS: Tensor | None = None,
+        *_: Any,
+        **__: Any,
+    ) -> Tensor:
+        """Return the attended values, (S, B, N * D).
+
+        `documents_BS` numbers each token's document; without it a sample is one document.
+        """
         sequence, batch = query_SBND.shape[:2]
-        cos_SD, sin_SD = self._rotary_angles(sequence, query_SBND)
-        query_BNSD = _Rotate.apply(query_SBND, cos_SD, sin_SD)
-        key_BGSD = _Rotate.apply(key_SBGD, cos_SD, sin_SD)
+        cos, sin = self._rotary_angles(sequence, query_SBND)
+        mask_B1SS = None
+        if documents_BS is not None:
+            if self.reset_positions:
+                positions_BS = _positions(documents_BS)
+                cos, sin = cos[positions_BS][:, None], sin[positions_BS][:, None]
+            if self.mask_documents:
+                mask_B1SS = (documents_BS[:, None, :, None] == documents_BS[:, None, None, :]).tril()
+        query_BNSD = _Rotate.apply(query_SBND, cos, sin)
+        key_BGSD = _Rotate.apply(key_SBGD, cos, sin)
         context_BNSD = functional.scaled_dot_product_attention(
             query_BNSD,
             key_BGSD,
             value_SBGD.permute(1, 2, 0, 3),
-            is_causal=True,
+            attn_mask=mask_B1SS,
+            is_causal=mask_B1SS is None,
             enable_gqa=query_SBND.shape[2] != key_SBGD.shape[2],
         )
         return context_BNSD.permute(2, 0, 1, 3).reshape(sequence, batch, -1)
@@ -48,19 +69,33 @@ class RotaryAttention(torch.nn.Module):
 
 
 class _Rotate(torch.autograd.Function):
-    """(S, B, N, D) -> (B, N, S, D), the halves of D rotated by cos, sin; backward rotates by the opposite angle."""
+    """(S, B, N, D) -> (B, N, S, D), the halves of D rotated by cos, sin; backward rotates by the opposite angle.
+
+    The angles are (S, D), or (B, 1, S, D) where each sample has positions of its own.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x_SBND: Tensor, cos_SD: Tensor, sin_SD: Tensor) -> Tensor:
-        ctx.save_for_backward(cos_SD, sin_SD)
-        return _rotate(x_SBND.permute(1, 2, 0, 3), cos_SD, sin_SD)
+    def forward(ctx: Any, x_SBND: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotate(x_SBND.permute(1, 2, 0, 3), cos, sin)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (grad_BNSD,) = grads
-        cos_SD, sin_SD = ctx.saved_tensors
+        # As (S, 1 or B, 1, D), to meet the gradient in the order of x.
+        cos, sin = (
+            angles[:, None, None] if angles.dim() == 2 else angles.permute(2, 0, 1, 3) for angles in ctx.saved_tensors
+        )
         grad_SBND = grad_BNSD.permute(2, 0, 1, 3)
-        return _rotate(grad_SBND, cos_SD[:, None, None], -sin_SD[:, None, None]), None, None
+        return _rotate(grad_SBND, cos, -sin), None, None
+
+
+def _positions(documents_BS: Tensor) -> Tensor:
+    """Return each token's place in its document."""
+    places_BS = torch.arange(documents_BS.shape[1], device=documents_BS.device).expand_as(documents_BS)
+    begins_BS = torch.zeros_like(documents_BS, dtype=torch.bool)
+    begins_BS[:, 1:] = documents_BS[:, 1:] != documents_BS[:, :-1]
+    return places_BS - torch.where(begins_BS, places_BS, 0).cummax(1).values
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

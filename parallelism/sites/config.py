@@ -45,6 +45,7 @@ class SyncConfig:
 class SitesConfig:
     name: str | None = key(None, "this site")
     names: list[str] = key([], "all sites, in the same order everywhere")
+    shares: list[int] = key([], "exact: of the global batch for each site, in whole shares (none: equal)")
     store: str | None = key(None, "where sites meet, host:port; rank 0 of sites.host listens there")
     host: str | None = key(None, "the site that hosts the store (null: the first of sites.names)")
     token_file: str | None = key(

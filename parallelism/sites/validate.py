@@ -2,6 +2,7 @@
 
 import logging
 import socket
+from collections.abc import Sequence
 
 from isthmus.errors import UserError
 from isthmus.parallelism.config import ModelConfig, ParallelConfig
@@ -94,6 +95,8 @@ def validate_sites(
         UserError: naming the key, what is wrong and what to choose.
     """
     names = sites.names
+    if sites.shares:
+        _validate_shares(sites.shares, len(names), sync)
     if sync.kind is SyncKind.none:
         if len(names) > 1:
             raise UserError(
@@ -173,6 +176,17 @@ def control_congestion(connection: socket.socket, control: str | None) -> None:
                 fix="see /proc/sys/net/ipv4/tcp_available_congestion_control, or leave it null",
             ) from None
         logging.warning("no %s here: the system's congestion control may leave long links empty", _BEST_CONTROL)
+
+
+def _validate_shares(shares: Sequence[int], sites: int, sync: SyncConfig) -> None:
+    if len(shares) != sites or min(shares) < 1:
+        raise UserError(f"is {list(shares)}", where="sites.shares", fix=f"give {sites} whole numbers from 1 on")
+    if sync.kind is not SyncKind.exact and len(set(shares)) > 1:
+        raise UserError(
+            "sites that average their parameters count equally, whatever they read",
+            where="sites.shares",
+            fix="leave it out, or use sync=exact, which weights by tokens",
+        )
 
 
 def _validate_name(name: str | None) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -146,3 +147,56 @@ def test_mistakes_get_one_line_and_exit_code_2(case: str, tmp_path: Path) -> Non
     assert result.code == code
     assert expected in result.err
     assert result.err.count("\n") == (1 if expected else 0)
+
+
+def _mixture(folder: Path) -> Path:
+    (folder / "text").mkdir()
+    for number in range(20):
+        (folder / f"text/{number:02d}.txt").write_text(f"Document {number}. " + f"word{number} and more. " * 60)
+    path = folder / "mix.yaml"
+    path.write_text(
+        "sources:\n"
+        f"  few: {{path: {folder}/text/0*.txt, weight: 1, max_epochs: 2}}\n"
+        f"  many: {{path: {folder}/text/*.txt, weight: 1}}\n"
+        "phases:\n  - {name: first, tokens: 2048}\n  - {name: second, weights: {few: 0}}\n"
+    )
+    return path
+
+
+def test_a_mixture_is_shown_trained_traced_and_audited(tmp_path: Path) -> None:
+    mix = _mixture(tmp_path)
+    keys = [
+        f"data={mix}", f"data.cache_dir={tmp_path}/cache", "train.steps=10", "train.global_batch=8",
+        "train.sequence_length=64",
+    ]  # fmt: skip
+    shown = isthmus_cli("data", "mix", *keys, "--json", "--html", "mix.html", cwd=tmp_path)
+    assert shown.code == 0, shown.err
+    plan = json.loads(shown.out)
+    assert [phase["name"] for phase in plan["phases"]] == ["first", "second"]
+    assert sum(entry["tokens"] for entry in plan["total"].values()) == 10 * 8 * 64
+    assert plan["phases"][1]["sources"]["few"]["tokens"] == 0
+    page = (tmp_path / "mix.html").read_text()
+    assert "fingerprint" not in page
+    assert plan["fingerprint"] in page
+    refused = isthmus_cli("data", "mix", *keys, "data.sources.many.max_epochs=0.1", cwd=tmp_path)
+    assert refused.code == 2
+    assert re.search(r"needs [\d,]+ samples, and max_epochs leaves [\d,]+ \(.*\)", refused.err)
+
+    trained = isthmus_cli(
+        "train", *keys, "model=nano", "run.name=r", "data.log_samples=true", "data.skip=[[8,16]]", cwd=tmp_path
+    )
+    assert trained.code == 0, trained.err
+    rows = [json.loads(line) for line in (tmp_path / "runs/r/main/metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row.get("skipped")] == [2]
+    assert rows[-1]["tokens"] == 9 * 8 * 64
+    assert rows[-1]["data_mix"] == {name: entry["tokens"] // 64 for name, entry in plan["total"].items()}
+    audited = isthmus_cli("data", "audit", "runs/r", "--json", cwd=tmp_path)
+    assert json.loads(audited.out) == {"samples": 80, "logs": 1, "clean": True, "missing": [], "repeated": []}
+    where = isthmus_cli("data", "where", "runs/r/main", "--step", "7", "--json", cwd=tmp_path)
+    assert where.code == 0, where.err
+    samples = json.loads(where.out)["samples"]
+    assert [row["sample"] for row in samples] == list(range(48, 56))
+    for row in samples:
+        assert row["source"] == "many"  # the second phase began at sample 32
+        assert row["documents"][0]["tokens"][0] <= row["offset"] < row["documents"][0]["tokens"][1]
+        assert row["documents"][0]["document"].endswith(".txt")

@@ -101,6 +101,52 @@ def test_rotary_attention(groups: int) -> None:
             _close(gradient, plain)
 
 
+@pytest.mark.parametrize("reset", [False, True])
+def test_masked_documents_attend_as_if_each_were_alone(reset: bool) -> None:
+    config = SimpleNamespace(kv_channels=8, rotary_base=100.0, mask_documents=True, reset_positions=reset)
+    layer, plain = RotaryAttention(config, 1, None, "self"), RotaryAttention(config, 1, None, "self")
+    lengths = [(3, 4, 2), (1, 8)]  # of two samples of 9 tokens
+    documents_BS = torch.stack([torch.repeat_interleave(torch.arange(len(row)), torch.tensor(row)) for row in lengths])
+    heads = (4, 2, 2)
+    query, key, value = (torch.randn(9, 2, count, 8, requires_grad=True) for count in heads)
+    cotangent = torch.randn(9, 2, 32)
+    actual = layer(query, key, value, documents_BS)
+    columns = []
+    for sample, row in enumerate(lengths):
+        parts = [tensor[:, sample : sample + 1].split(row) for tensor in (query, key, value)]
+        columns.append(torch.cat([plain(*document) for document in zip(*parts, strict=True)]))
+    expected = torch.cat(columns, 1)
+    _close(actual, expected)
+    ours = _grads(actual, cotangent, query, key, value)
+    for gradient, alone in zip(ours, _grads(expected, cotangent, query, key, value), strict=True):
+        _close(gradient, alone)
+    assert (actual - plain(query, key, value)).abs().max() > 0.1  # one document of 9 tokens is something else
+
+
+def test_reset_positions_without_a_mask_are_each_tokens_place_in_its_document() -> None:
+    config = SimpleNamespace(kv_channels=8, rotary_base=100.0, mask_documents=False, reset_positions=True)
+    layer = RotaryAttention(config, 1, None, "self")
+    query, key, value = (torch.randn(6, 1, 1, 8, requires_grad=True) for _ in range(3))
+    places = [0, 1, 2, 0, 1, 0]
+    actual = layer(query, key, value, torch.tensor([[0, 0, 0, 1, 1, 2]]))
+    angles = torch.outer(torch.tensor(places).float(), 100.0 ** -(torch.arange(0, 8, 2) / 8))
+
+    def rotated(x: Tensor) -> Tensor:
+        first, second = x[:, 0, 0].chunk(2, -1)
+        return torch.cat(
+            [first * angles.cos() - second * angles.sin(), second * angles.cos() + first * angles.sin()], -1
+        )
+
+    scores = (rotated(query) @ rotated(key).T / 8**0.5).masked_fill(~torch.ones(6, 6).tril().bool(), -torch.inf)
+    expected = (scores.softmax(-1) @ value[:, 0, 0])[:, None]
+    _close(actual, expected)
+    cotangent = torch.randn(6, 1, 8)
+    for gradient, plain in zip(
+        _grads(actual, cotangent, query, key, value), _grads(expected, cotangent, query, key, value), strict=True
+    ):
+        _close(gradient, plain)
+
+
 def test_rotary_attention_keeps_angles_in_fp32_for_bf16_activations() -> None:
     layer = RotaryAttention(SimpleNamespace(kv_channels=8, rotary_base=10_000.0), 1, None, "self")
     cos, _ = layer._rotary_angles(300, torch.zeros(1, dtype=torch.bfloat16))

@@ -46,7 +46,7 @@ def test_it_beats_a_bigram_model_of_the_same_tokens(smoke: Smoke, shared_cache: 
     for name, loss in smoke.rows[-1]["held_out_loss"].items():
         source = corpus.sources[name]
         # Fitted on this source alone, it does better than on all of them.
-        baseline = held_out_loss(source.train, source.held_out, config.model.vocab_size)
+        baseline = held_out_loss(source.train.array, source.held_out.array, config.model.vocab_size)
         assert loss < baseline, f"{name}: {loss:.3f} against {baseline:.3f}"
 
 

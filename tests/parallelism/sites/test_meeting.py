@@ -71,7 +71,7 @@ def test_runs_whose_default_names_follow_from_what_differs_still_meet_and_say_it
     def described(words: list[str]) -> dict[str, Any]:
         common = ["train.steps=2", "sync=local", f"sites.names=[{','.join(NAMES)}]"]
         config = compose(Config, "train", [*common, *words])
-        return {"run": run_name(config), "config": shared_keys(config)}
+        return {"run": run_name(config), "config": shared_keys(config, {})}
 
     first, second = both(described([]), described(["sync.every=20", "train.threads=1"]))
     assert "sync.every (30 here, 20 there)" in first

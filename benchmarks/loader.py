@@ -1,0 +1,344 @@
+"""The loader beside Megatron's, mosaicml-streaming and litdata: start-up, tokens per CPU second, random access.
+
+    python benchmarks/loader.py [--tokens 50000000] [--rounds 3] [--peer-python PYTHON] [--out FILE]
+
+Every contender reads the same tokens in samples of 1024, in a process of its own with one thread, in turn, with the
+page cache warm; a figure is the median over rounds. PYTHON is an interpreter that has mosaicml-streaming and
+litdata. The large mixture is of sparse files. Megatron's build is timed on fewer and smaller files, since its sample
+index for 10^12 tokens would not fit, and given per file.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+LENGTH, BATCH, VOCABULARY = 1024, 64, 50_000
+LARGE_SHARDS, LARGE_TOKENS = 2_000, 10**12
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=50_000_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peer-python")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--contender", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.contender:
+        print(json.dumps(CONTENDERS[arguments.contender](arguments.folder)))
+        return
+    with tempfile.TemporaryDirectory(prefix="isthmus-loader-") as folder:
+        result = measure(Path(folder), arguments)
+    text = json.dumps(result, indent=2)
+    print(text)
+    if arguments.out:
+        arguments.out.write_text(text + "\n")
+
+
+def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    write_small(folder / "small", arguments.tokens)
+    write_large(folder / "large")
+    write_many(folder / "many")
+    readers = ["isthmus", "megatron"]
+    if arguments.peer_python:
+        for peer in ("litdata", "streaming"):
+            if run(f"prepare-{peer}", folder, arguments.peer_python) is not None:
+                readers.append(peer)
+    rates: dict[str, list[float]] = {name: [] for name in readers}
+    for _ in range(arguments.rounds):
+        for name in readers:  # in turn
+            python = sys.executable if name in ("isthmus", "megatron") else arguments.peer_python
+            found = run(name, folder, python)
+            if found is not None:
+                rates[name].append(found["tokens_per_cpu_second"])
+    medians = {name: statistics.median(found) for name, found in rates.items() if found}
+    return {
+        "machine": platform.processor() or platform.machine(),
+        "samples_of": LENGTH,
+        "tokens": arguments.tokens,
+        "tokens_per_cpu_second": medians,
+        "all_rounds": rates,
+        "isthmus_over": {name: medians["isthmus"] / rate for name, rate in medians.items() if name != "isthmus"},
+        "start": run("start", folder, sys.executable),
+        "megatron_start": run("megatron-start", folder, sys.executable),
+        "random_access": run("random", folder, sys.executable),
+    }
+
+
+def run(contender: str, folder: Path, python: str) -> dict[str, Any] | None:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [python, __file__, "--contender", contender, "--folder", str(folder)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        print(f"{contender} does not run here: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+        return None
+    value: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return value
+
+
+def write_small(folder: Path, tokens: int) -> None:
+    """Write eight shards of documents of 300 to 3,000 tokens."""
+    from isthmus.data.shards.imports import import_shards
+
+    prefixes = []
+    draw = np.random.default_rng(0)
+    for number in range(8):
+        lengths = draw.integers(300, 3_000, tokens // 8 // 1_650).astype(np.int32)
+        content = draw.integers(1, VOCABULARY, int(lengths.sum())).astype("<u2")
+        prefixes.append(write_shard(folder / f"part-{number}", lengths, content))
+    tokenizer = {"name": "none", "sha256": "0", "size": VOCABULARY, "end": 0}
+    import_shards(prefixes, folder, source="small", tokenizer=tokenizer)
+
+
+def write_shard(prefix: Path, lengths: np.ndarray, content: np.ndarray) -> Path:
+    from isthmus.data.shards.index import write_index
+
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    prefix.with_suffix(".bin").write_bytes(content.tobytes())
+    write_index(prefix.with_suffix(".idx"), np.dtype("<u2"), lengths)
+    return prefix
+
+
+def write_large(folder: Path) -> None:
+    """Write 2,000 sparse shards of 5 x 10^8 tokens with manifests as large as real ones, in five datasets."""
+    from isthmus.data.shards.imports import dataset_manifest
+    from isthmus.data.shards.index import write_index
+    from isthmus.data.shards.manifest import (
+        BLOCK_BYTES,
+        FileRecord,
+        ShardManifest,
+        write_dataset_manifest,
+        write_shard_manifest,
+    )
+
+    tokens = LARGE_TOKENS // LARGE_SHARDS
+    for dataset in range(5):
+        inside = folder / f"set{dataset}"
+        inside.mkdir(parents=True)
+        shards = []
+        for number in range(LARGE_SHARDS // 5):
+            name = f"set{dataset}-{number:05d}"
+            with (inside / f"{name}.bin").open("wb") as file:
+                file.truncate(tokens * 2)
+            lengths = np.full(1_000, tokens // 1_000, dtype=np.int32)
+            write_index(inside / f"{name}.idx", np.dtype("<u2"), lengths)
+            blocks = [f"{number:064x}"] * (-(-tokens * 2 // BLOCK_BYTES))
+            record = FileRecord(f"{name}.bin", tokens * 2, blocks)
+            shards.append(ShardManifest(name, f"set{dataset}", len(lengths), tokens, "uint16", [record]))
+            write_shard_manifest(inside, shards[-1])
+        tokenizer = {"name": "none", "sha256": "0", "size": VOCABULARY, "end": 0}
+        write_dataset_manifest(inside, dataset_manifest(shards, config="", tokenizer=tokenizer))
+
+
+def write_many(folder: Path, count: int = 40) -> None:
+    """Write small shards for Megatron's builders, which take one dataset a file."""
+    for number in range(count):
+        write_shard(folder / f"part-{number}", np.full(500, 1_000, dtype=np.int32), np.ones(500_000, dtype="<u2"))
+
+
+def our_loader(sources: dict[str, Path], samples: int, folder: Path) -> Any:
+    from isthmus.data.config import DataConfig, SourceConfig
+    from isthmus.data.corpus import build_corpus
+    from isthmus.data.loader import MixtureLoader, validate_corpus
+    from isthmus.data.shares import Division
+
+    config = DataConfig(
+        sources={
+            name: SourceConfig(path=str(path), weight=1.0 + number)
+            for number, (name, path) in enumerate(sources.items())
+        },
+        cache_dir=str(folder / "cache"),
+        held_out=0.001,
+    )
+    corpus = build_corpus(config, VOCABULARY)
+    mixture = validate_corpus(
+        corpus, config, sequence_length=LENGTH, global_batch=BATCH, steps=samples // BATCH, seed=0, held_out=False
+    )
+    return MixtureLoader(
+        corpus, mixture, config, sequence_length=LENGTH, global_batch=BATCH, micro_batch=8, division=Division()
+    )
+
+
+def isthmus(folder: Path) -> dict[str, float]:
+    samples = Path(folder / "small/part-0.bin").stat().st_size * 8 // 2 // LENGTH
+    loader = our_loader({"small": folder / "small"}, samples, folder)
+    loader.next_step()
+    return rate(lambda: sum(batch.tokens_BS.numel() for batch in loader.next_step()), samples // BATCH - 2)
+
+
+def megatron(folder: Path) -> dict[str, float]:
+    dataset = megatron_dataset([str(folder / f"small/part-{number}") for number in range(8)], folder / "cache-megatron")
+    numbers = iter(range(len(dataset)))
+    return rate(lambda: sum(dataset[next(numbers)]["tokens"].numel() for _ in range(BATCH)), len(dataset) // BATCH - 2)
+
+
+def megatron_dataset(prefixes: list[str], cache: Path, samples: int = 40_000) -> Any:
+    import logging
+
+    import torch
+    from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+    from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+
+    logging.disable(logging.WARNING)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{cache}.store", rank=0, world_size=1)
+    tokenizer = types.SimpleNamespace(eod=0, vocab_size=VOCABULARY, unique_identifiers={"class": "none"}, pad=1)
+    config = GPTDatasetConfig(
+        random_seed=0,
+        sequence_length=LENGTH,
+        blend=(prefixes, [1.0] * len(prefixes)),
+        split="1,0,0",
+        reset_position_ids=False,
+        reset_attention_mask=False,
+        eod_mask_loss=False,
+        create_attention_mask=False,
+        path_to_cache=str(cache),
+        tokenizer=tokenizer,
+        mid_level_dataset_surplus=0.005,
+    )
+    return BlendedMegatronDatasetBuilder(GPTDataset, [samples, 0, 0], lambda: True, config).build()[0]
+
+
+def rate(step: Any, steps: int) -> dict[str, float]:
+    step()
+    started, tokens = time.process_time(), 0
+    for _ in range(steps):
+        tokens += step()
+    return {"tokens_per_cpu_second": tokens / (time.process_time() - started), "tokens": tokens}
+
+
+def start(folder: Path) -> dict[str, float]:
+    """From the mixture's paths to its first batch; imports are not counted."""
+    import isthmus.data.loader  # noqa: F401
+
+    before, peak = resident_bytes(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started, cpu = time.perf_counter(), time.process_time()
+    loader = our_loader({f"set{number}": folder / f"large/set{number}" for number in range(5)}, 10**9, folder)
+    loader.next_step()
+    seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak
+    return {
+        "shards": LARGE_SHARDS,
+        "tokens": LARGE_TOKENS,
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
+        "megabytes": max(grown * 1024, resident_bytes() - before) / 1e6,
+        "process_megabytes": resident_bytes() / 1e6,
+    }
+
+
+def megatron_start(folder: Path) -> dict[str, float]:
+    import megatron.core.datasets.gpt_dataset  # noqa: F401
+
+    prefixes = [str(path.with_suffix("")) for path in sorted((folder / "many").glob("*.bin"))]
+    started = time.perf_counter()
+    megatron_dataset(prefixes, folder / "cache-many", samples=15_000)
+    seconds = time.perf_counter() - started
+    return {"files": len(prefixes), "seconds": seconds, "seconds_for_2000": seconds / len(prefixes) * LARGE_SHARDS}
+
+
+def random_access(folder: Path) -> dict[str, float]:
+    """A single sample by number, anywhere in 10^12 tokens: position and read."""
+    loader = our_loader({f"set{number}": folder / f"large/set{number}" for number in range(5)}, 10**9, folder)
+    numbers = np.random.default_rng(0).integers(0, 9 * 10**8, 2_000).tolist()
+    seconds, cpu_seconds = [], []
+    reader = loader._reader()
+    for number in numbers:
+        started, cpu = time.perf_counter(), time.process_time()
+        reader.read([number])
+        seconds.append(time.perf_counter() - started)
+        cpu_seconds.append(time.process_time() - cpu)
+    p50, p99 = (float(value) * 1e3 for value in np.quantile(seconds, [0.5, 0.99]))
+    cpu_p99 = float(np.quantile(cpu_seconds, 0.99)) * 1e3
+    return {"samples": len(seconds), "p50_milliseconds": p50, "p99_milliseconds": p99, "p99_cpu_milliseconds": cpu_p99}
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def small_samples(folder: Path) -> Any:
+    for number in range(8):
+        content = np.fromfile(folder / f"small/part-{number}.bin", dtype="<u2")
+        yield from content[: len(content) // LENGTH * LENGTH].reshape(-1, LENGTH)
+
+
+def prepare_litdata(folder: Path) -> dict[str, float]:
+    import torch
+    from litdata.streaming import TokensLoader
+    from litdata.streaming.writer import BinaryWriter
+
+    writer = BinaryWriter(str(folder / "litdata"), chunk_bytes=64 * 2**20, item_loader=TokensLoader(LENGTH))
+    (folder / "litdata").mkdir()
+    for number, row in enumerate(small_samples(folder)):
+        writer.add_item(number, torch.from_numpy(row))
+    writer.done()
+    writer.merge()
+    return {}
+
+
+def litdata(folder: Path) -> dict[str, float]:
+    from litdata import StreamingDataset
+    from litdata.streaming import TokensLoader
+
+    dataset = StreamingDataset(str(folder / "litdata"), item_loader=TokensLoader(LENGTH), shuffle=False)
+    rows = iter(dataset)
+    return rate(lambda: sum(next(rows).numel() for _ in range(BATCH)), len(dataset) // BATCH - 4)
+
+
+def stub_torchvision() -> None:
+    """mosaicml-streaming imports torchvision, whose wheel does not import beside this torch."""
+    for name in ("torchvision", "torchvision.transforms", "torchvision.transforms.functional", "torchvision.datasets"):
+        module = types.ModuleType(name)
+        module.__getattr__ = lambda attribute: type(attribute, (), {})  # type: ignore[method-assign]
+        module.__path__ = []
+        sys.modules[name] = module
+
+
+def prepare_streaming(folder: Path) -> dict[str, float]:
+    stub_torchvision()
+    from streaming import MDSWriter
+
+    columns = {"tokens": f"ndarray:uint16:{LENGTH}"}
+    with MDSWriter(out=str(folder / "streaming"), columns=columns, size_limit=64 * 2**20) as writer:
+        for row in small_samples(folder):
+            writer.write({"tokens": row})
+    return {}
+
+
+def streaming(folder: Path) -> dict[str, float]:
+    stub_torchvision()
+    from streaming import StreamingDataset
+
+    dataset = StreamingDataset(local=str(folder / "streaming"), shuffle=True, batch_size=BATCH)
+    rows = iter(dataset)
+    return rate(lambda: sum(next(rows)["tokens"].size for _ in range(BATCH)), len(dataset) // BATCH - 4)
+
+
+CONTENDERS = {
+    "isthmus": isthmus,
+    "megatron": megatron,
+    "litdata": litdata,
+    "streaming": streaming,
+    "prepare-litdata": prepare_litdata,
+    "prepare-streaming": prepare_streaming,
+    "start": start,
+    "megatron-start": megatron_start,
+    "random": random_access,
+}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""Streams of shards: every window holds the tokens it should, or says why not."""
+
+import os
+import pickle
+import random
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+from support.datasets import END, VOCABULARY, write_dataset, write_shards
+
+from isthmus.data.config import DataConfig, SourceConfig
+from isthmus.data.corpus import build_corpus
+from isthmus.data.loader import MixtureLoader, validate_corpus
+from isthmus.data.reading import Reader
+from isthmus.data.shard_source import cut_held_out, is_shard_path, open_shards
+from isthmus.data.shares import Division
+from isthmus.errors import UserError
+
+SHARDS = [[70, 30, 100], [5], [300, 1, 1, 98], [250]]  # 855 tokens
+
+
+def reader(tmp_path: Path, **more: Any) -> Reader:
+    return Reader(more.pop("open_files", 8), tmp_path / "cache", more.pop("cache_bytes", 2**30), **more)
+
+
+def windows(stream: Any, starts: list[int], width: int = 33) -> tuple[np.ndarray, dict[int, str]]:
+    rows = np.full((len(starts), width), 7, dtype=stream.dtype)
+    return rows, stream.read(starts, rows)
+
+
+def test_any_window_holds_its_tokens_also_across_shards_and_past_the_end(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "set", SHARDS)
+    stream = open_shards(str(tmp_path / "set"), None, reader(tmp_path), "here").stream
+    assert len(stream) == 855
+    for width in (1, 33, 700):
+        rows, bad = windows(stream, list(range(855)), width)
+        assert not bad
+        expected = (np.arange(855)[:, None] + np.arange(width)) % 855 % VOCABULARY
+        assert (rows == expected).all()
+    part = stream.view(150, 400)
+    rows, _ = windows(part, [0, 240])
+    assert rows[0, 0] == 150
+    assert rows[1].tolist() == [*range(390, 400), *range(150, 173)]
+
+
+def test_a_bounded_number_of_files_is_open(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "set", [[20]] * 40)
+    source = reader(tmp_path, open_files=3)
+    stream = open_shards(str(tmp_path / "set"), None, source, "here").stream
+    before = len(os.listdir("/proc/self/fd"))
+    for start in random.Random(0).sample(range(800), 200):
+        windows(stream, [start], 5)
+        assert source.open_count <= 3
+    assert len(os.listdir("/proc/self/fd")) <= before + 3
+    copy = pickle.loads(pickle.dumps(stream))  # as a worker gets it
+    assert copy.reader.open_count == 0
+    assert windows(copy, [5])[0][0, 0] == 5
+
+
+def test_a_shard_truncated_while_open_is_a_bad_window_and_no_crash(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "set", SHARDS)
+    stream = open_shards(str(tmp_path / "set"), None, reader(tmp_path), "here").stream
+    windows(stream, [0])
+    os.truncate(tmp_path / "set/part-000.bin", 100)
+    rows, bad = windows(stream, [0, 30, 300])
+    assert list(bad) == [1]
+    assert "part-000.bin ends 26 bytes before the end of a read at 60" in bad[1]
+    assert not rows[1].any()
+    with pytest.raises(UserError, match=r"part-000.bin: has 100 bytes instead of 400"):
+        open_shards(str(tmp_path / "set"), None, reader(tmp_path), "here")
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_blocks_are_compared_with_their_hashes(tmp_path: Path, check: bool) -> None:
+    write_dataset(tmp_path / "set", SHARDS)
+    with (tmp_path / "set/part-002.bin").open("r+b") as file:
+        file.seek(10)
+        file.write(b"\x01")
+    stream = open_shards(str(tmp_path / "set"), None, reader(tmp_path, check_blocks=check), "here").stream
+    _, bad = windows(stream, [0, 210, 610])
+    assert list(bad) == ([1] if check else [])
+    assert not check or "block 0 is not what its manifest says" in bad[1]
+
+
+def test_an_object_store_is_read_in_blocks_that_are_kept(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "set", SHARDS)
+    store = fsspec.filesystem("memory")
+    store.put(str(tmp_path / "set"), "/bucket/set", recursive=True)
+    local = open_shards(str(tmp_path / "set"), None, reader(tmp_path), "here")
+    source = reader(tmp_path)
+    remote = open_shards("memory://bucket/set", None, source, "here")
+    assert remote.fingerprint == local.fingerprint
+    starts = list(range(0, 855, 7))
+    rows, bad = windows(remote.stream, starts)
+    assert not bad
+    assert (rows == windows(local.stream, starts)[0]).all()
+    assert source._remote.fetched_bytes == 855 * 2  # each block once
+    again = reader(tmp_path)
+    windows(open_shards("memory://bucket/set", None, again, "here").stream, starts)
+    assert again._remote.fetched_bytes == 0
+    small = Reader(8, tmp_path / "small", 700)
+    windows(open_shards("memory://bucket/set", None, small, "here").stream, starts)
+    assert sum(path.stat().st_size for path in (tmp_path / "small/blocks").iterdir()) <= 800  # the largest block
+    store.pipe("/bucket/set/part-003.bin", b"\0" * 500)
+    fresh = Reader(8, tmp_path / "fresh", 2**30)
+    _, bad = windows(open_shards("memory://bucket/set", None, fresh, "here").stream, [700])
+    assert "is not what its manifest says" in bad[0]
+    store.rm("/bucket", recursive=True)
+
+
+def test_the_last_documents_are_held_out_whole(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "set", SHARDS)
+    stream = open_shards(str(tmp_path / "set"), None, reader(tmp_path), "here").stream
+    train, held_out = cut_held_out(stream, 300)  # inside the shard of 400, whose last document of 98 begins at 507
+    assert (len(train), len(held_out)) == (507, 348)
+    assert windows(held_out, [0])[0][0, 0] == 507
+    assert [span.stop - span.start for span in held_out.documents(0, 348)] == [98, 250]
+    assert [(span.start, span.stop) for span in train.documents(100, 206)] == [(100, 200), (200, 205), (205, 505)]
+
+
+def test_a_megatron_prefix_needs_no_manifest(tmp_path: Path) -> None:
+    (prefix,) = write_shards(tmp_path, [[40, 60]], dtype="<i4")
+    for path in (prefix, prefix.with_suffix(".bin"), prefix.with_suffix(".idx")):
+        assert is_shard_path(str(path))
+    source = open_shards(str(prefix), None, reader(tmp_path), "here")
+    assert windows(source.stream, [50])[0][0].tolist() == list(range(50, 83))
+    before = source.fingerprint
+    (tmp_path / "part-000.bin").write_bytes(b"\1" * 400)
+    assert open_shards(str(prefix), None, reader(tmp_path), "here").fingerprint != before
+    assert not is_shard_path(str(tmp_path))
+
+
+def corpus_loader(tmp_path: Path, **more: Any) -> MixtureLoader:
+    config = DataConfig(
+        sources={"made": SourceConfig(path=str(tmp_path / "set"))}, cache_dir=str(tmp_path / "cache"), **more
+    )
+    corpus = build_corpus(config, VOCABULARY)
+    assert (corpus.vocab_size, corpus.end) == (VOCABULARY, END)
+    mixture = validate_corpus(corpus, config, sequence_length=16, global_batch=4, steps=30, seed=0, held_out=False)
+    return MixtureLoader(
+        corpus, mixture, config, sequence_length=16, global_batch=4, micro_batch=2, division=Division()
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_damage_masks_windows_up_to_a_limit(tmp_path: Path, workers: int) -> None:
+    write_dataset(tmp_path / "set", SHARDS)
+    with (tmp_path / "set/part-002.bin").open("r+b") as file:
+        file.seek(100)
+        file.write(b"\xff\xff")  # a token beyond the vocabulary
+    loader = corpus_loader(tmp_path, workers=workers, max_bad_windows=1)
+    batches = [batch for _ in range(12) for batch in loader.next_step()]
+    bad = [batch for batch in batches if batch.bad]
+    assert len(bad) == 1
+    assert "a token of 65535" in bad[0].bad[0]
+    assert sum(float(batch.mask_BS.sum()) for batch in batches) == (48 - 1) * 16
+    with pytest.raises(UserError, match=r"data\.max_bad_windows: 2 windows could not be read"):
+        sum(len(loader.next_step()) for _ in range(30))
+
+
+def test_tokens_beyond_the_models_vocabulary_are_refused(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "set", SHARDS)
+    config = DataConfig(sources={"made": SourceConfig(path=str(tmp_path / "set"))}, cache_dir=str(tmp_path))
+    with pytest.raises(UserError, match="vocabulary of 1000, and the model's embedding has 999 rows"):
+        build_corpus(config, VOCABULARY - 1)
