@@ -189,7 +189,7 @@ def _data(words: list[str], ranks: int) -> int:
 
 def test_another_schedule_of_rounds_is_taken_and_named(tmp_path: Path, shared_cache: Path) -> None:
     words = [*SITES["local in mid-round"], f"data.cache_dir={shared_cache}"]
-    run_sites(_train, 2, 1, str(tmp_path / "runs"), 5, [*words, *SAVING, "checkpoint.every_steps=5"])
+    run_sites(_train, 2, 1, str(tmp_path / "runs"), 6, [*words, *SAVING, "checkpoint.every_steps=5"])
     changed = [*words, *SAVING, "sync.fragments=1", "sync.wire=bf16", "checkpoint.every_steps=0"]
     for (after,) in run_sites(_train, 2, 1, str(tmp_path / "runs"), None, changed):
         assert sorted(after["losses"]) == [6, 7, 8, 9, 10]
