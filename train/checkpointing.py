@@ -308,8 +308,7 @@ class RunCheckpointer:
                             f"what {manifest.sync} sync of {max(len(manifest.sites), 1)} site(s) kept is dropped"
                         )
                     continue
-                if not same_layout and state.pop("local", None) is not None and self._config.sync.wire.name != "fp32":
-                    inexact.append("the errors of compression begin at zero")
+                inexact += _fit_sync_state(state, changed, same_layout, self._config.sync.wire.name)
             part.load_state_dict(state)
         if same_layout:
             restore_generators(saved["random"])
@@ -340,6 +339,20 @@ class RunCheckpointer:
 
 def _record(kind: str, where: Slice) -> Record:
     return Record(kind, where.name, where.global_shape, where.offset, where.shape, where.start, where.stop)
+
+
+def _fit_sync_state(state: dict[str, Any], changed: list[str], same_layout: bool, wire: str) -> list[str]:
+    """Take out of a sync's state what the configuration no longer has a place for; return what that costs."""
+    lost = []
+    codec_changed = any(name in changed for name in ("sync.wire", "sync.density", "sync.error_decay"))
+    schedule = any(name in changed for name in ("sync.every", "sync.fragments", "sync.overlap_steps"))
+    # The errors lie in blocks, whose size is the codec's, and fragment by fragment.
+    if (not same_layout or codec_changed or schedule) and state.pop("local", None) is not None and wire != "fp32":
+        lost.append("the errors of compression begin at zero")
+    if schedule and state.get("under_way"):
+        state["under_way"] = []
+        lost.append("the rounds under way are dropped")
+    return lost
 
 
 def _is_inner(record: Record) -> bool:

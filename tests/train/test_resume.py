@@ -1,5 +1,6 @@
 """Resume is exact: a run that was broken off and started again equals the one that was not."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +53,9 @@ def _train(world: RankWorld, root: str, stop_at: int | None, words: list[str]) -
         overrides += site_overrides(world)
     config = compose(Config, "train", overrides)
     plan = plan_run(config, world.size)
-    with (
-        open(os.devnull, "w") as nowhere,
-        build_run(config, plan, World(world.rank, world.size), Console(file=nowhere), StopRequest()) as run,
-    ):
+    told = io.StringIO()
+    console = Console(file=told, width=1000)
+    with build_run(config, plan, World(world.rank, world.size), console, StopRequest()) as run:
         seen: dict[str, Any] = {"losses": {}, "samples": {}}
         draw = run.loader.next_step
 
@@ -75,9 +75,11 @@ def _train(world: RankWorld, root: str, stop_at: int | None, words: list[str]) -
 
         run.observer.step = observe  # type: ignore[method-assign]
         try:
-            train(run)
+            completed = train(run)
         except _Killed:
             return seen
+        assert completed
+        seen["told"] = told.getvalue()
         seen["state"] = {}
         for kind, where, tensor in run.engine.state():
             seen["state"].setdefault(kind, []).append((where, tensor.numpy().copy()))
@@ -183,3 +185,26 @@ def test_another_topology_goes_on_with_the_same_samples_and_losses(
 def _data(words: list[str], ranks: int) -> int:
     split = [int(word.partition("=")[2]) for word in words if word.startswith(("parallel.tensor", "parallel.pipeline"))]
     return ranks // int(np.prod(split or [1]))
+
+
+def test_another_schedule_of_rounds_is_taken_and_named(tmp_path: Path, shared_cache: Path) -> None:
+    words = [*SITES["local in mid-round"], f"data.cache_dir={shared_cache}"]
+    run_sites(_train, 2, 1, str(tmp_path / "runs"), 6, [*words, *SAVING, "checkpoint.every_steps=5"])
+    changed = [*words, *SAVING, "sync.fragments=1", "sync.wire=bf16", "checkpoint.every_steps=0"]
+    for (after,) in run_sites(_train, 2, 1, str(tmp_path / "runs"), None, changed):
+        assert sorted(after["losses"]) == [6, 7, 8, 9, 10]
+        # Sent at step 4 and due at 7: it was dropped, and said so.
+        assert "not exact: sync.fragments has changed, sync.wire has changed" in after["told"]
+        assert "the rounds under way are dropped" in after["told"]
+
+
+def test_one_sites_checkpoint_starts_two(tmp_path: Path, shared_cache: Path) -> None:
+    cache = f"data.cache_dir={shared_cache}"
+    run_ranks(_train, 1, str(tmp_path / "one"), 6, [cache, *SAVING])
+    words = [*SITES["local in mid-round"], cache, f"checkpoint.resume={tmp_path}/one/r", "checkpoint.every_steps=0"]
+    for (after,) in run_sites(_train, 2, 1, str(tmp_path / "two"), None, words):
+        assert sorted(after["losses"]) == [5, 6, 7, 8, 9, 10]
+    back = [cache, f"checkpoint.resume={tmp_path}/two/r/site1", "checkpoint.every_steps=0", "train.steps=12"]
+    (single,) = run_ranks(_train, 1, str(tmp_path / "back"), None, back)
+    assert sorted(single["losses"]) == [11, 12]
+    assert "what local sync of 2 site(s) kept is dropped" in single["told"]
