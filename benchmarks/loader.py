@@ -281,7 +281,6 @@ def prepare_litdata(folder: Path) -> dict[str, float]:
     from litdata.streaming.writer import BinaryWriter
 
     writer = BinaryWriter(str(folder / "litdata"), chunk_bytes=64 * 2**20, item_loader=TokensLoader(LENGTH))
-    (folder / "litdata").mkdir()
     for number, row in enumerate(small_samples(folder)):
         writer.add_item(number, torch.from_numpy(row))
     writer.done()
@@ -300,9 +299,15 @@ def litdata(folder: Path) -> dict[str, float]:
 
 def stub_torchvision() -> None:
     """mosaicml-streaming imports torchvision, whose wheel does not import beside this torch."""
+
+    def stand_in(attribute: str) -> type:
+        if attribute.startswith("__"):
+            raise AttributeError(attribute)
+        return type(attribute, (), {})
+
     for name in ("torchvision", "torchvision.transforms", "torchvision.transforms.functional", "torchvision.datasets"):
         module = types.ModuleType(name)
-        module.__getattr__ = lambda attribute: type(attribute, (), {})  # type: ignore[method-assign]
+        module.__getattr__ = stand_in  # type: ignore[method-assign]
         module.__path__ = []
         sys.modules[name] = module
 
