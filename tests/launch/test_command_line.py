@@ -40,7 +40,10 @@ REFUSED = {
     "run name": (["train.steps=1", "run.name=a/b"], "run.name"),
     "too long a sequence": (["train.steps=1", "train.sequence_length=100000"], "training tokens"),
     "too large a batch": (["train.steps=1", "train.global_batch=1000000"], "fewer than one batch"),
-    "epochs": (["train.steps=9000", "data.sources.web.max_epochs=0.5"], "are allowed"),
+    "epochs": (
+        ["train.steps=9000", *(f"data.sources.{name}.max_epochs=0.5" for name in ("web", "transcripts", "synthetic"))],
+        "max_epochs leaves",
+    ),
     "not a number": (["train.steps=1", "optim.clip_grad_norm=nan"], "optim.clip_grad_norm: is nan"),
     "Hydra's own keys": (["train.steps=1", "hydra.run.dir=x"], "would do nothing"),
     "option": (["--jsn"], "is no option"),
