@@ -146,12 +146,11 @@ class Supervisor:
                 signal.signal(number, handler)
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
-        again = self._request is not None
         self._request = self._request or signal.Signals(number)
         for child in _children():
             with suppress(ProcessLookupError):
-                # A terminal's Ctrl-C has reached the ranks already, and a second one would insist.
-                os.kill(child, signal.SIGKILL if again and number == signal.SIGINT else signal.SIGTERM)
+                # The agent starts ranks in sessions of their own: a terminal's Ctrl-C does not reach them by itself.
+                os.kill(child, number)
 
     @staticmethod
     def _tell(line: str) -> None:
