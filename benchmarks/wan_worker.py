@@ -15,6 +15,7 @@ warnings.filterwarnings("ignore", module=r"megatron\.")
 logging.getLogger("megatron").setLevel(logging.ERROR)
 
 import torch
+from contenders import random_batches
 
 from isthmus.config import compose
 from isthmus.launch.lab.namespaces import DEVICE
@@ -66,7 +67,7 @@ def train_job(job: Job, stack: ExitStack) -> Any:
         if config.sync.kind.name != "none":
             lane = open_lane(job, stack, name, _PORT + 1 + number)
             sync = build_sync(config, lane)
-        batches = random_batches(config, max(len(config.sites.names), 1))
+        batches = batches_of(config, max(len(config.sites.names), 1))
         variants[name] = Variant(batches, build_engine(config, groups), sync)
     results = []
     for number, phase in enumerate(job["phases"]):
@@ -92,7 +93,7 @@ def flat_job(job: Job, stack: ExitStack) -> Any:
     groups = stack.enter_context(
         site_groups(plan.topology, rank=job["site"], timeout=datetime.timedelta(minutes=30), init_method=meeting)
     )
-    batches = random_batches(config, len(job["names"]))
+    batches = batches_of(config, len(job["names"]))
     variant = Variant(batches, build_engine(config, groups), NoSync())
     return variant.train(job["steps"])["rows"]
 
@@ -134,17 +135,10 @@ class Variant:
         return {"rows": rows}
 
 
-def random_batches(config: Config, ranks: int) -> list[Any]:
-    from contenders import Batch
-
-    generator = torch.Generator().manual_seed(1)
-    micro, length = config.train.micro_batch, config.train.sequence_length
-    count = config.train.global_batch // micro // ranks
-    batches = []
-    for _ in range(count):
-        tokens = torch.randint(0, config.model.vocab_size, (micro, length + 1), generator=generator)
-        batches.append(Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), torch.ones(micro, length)))
-    return batches
+def batches_of(config: Config, ranks: int) -> list[Any]:
+    """Return the microbatches of one of so many ranks."""
+    count = config.train.global_batch // config.train.micro_batch // ranks
+    return random_batches(config, count, torch.Generator().manual_seed(1))
 
 
 def site_config(job: Job, overrides: list[str], port: int) -> Config:

@@ -73,3 +73,11 @@ class OptimConfig:
     epsilon: float = key(1e-8, "added to the root of the second moment")
     weight_decay: float = key(0.1, "decoupled decay per unit of learning rate; norms and biases have none")
     clip_grad_norm: float = key(1.0, "global gradient norm above which gradients are scaled down (0: never)")
+
+
+def default_bucket(held: int) -> int:
+    """Return the parameters per gradient bucket for a rank that holds so many.
+
+    Small enough that a thin link has work early in the backward pass, large enough for the collectives inside.
+    """
+    return max(held // 40, 1_000_000)

@@ -11,10 +11,8 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer import TransformerConfig
 from torch import Tensor
 
-from isthmus.parallelism.config import ParallelConfig
+from isthmus.parallelism.config import ParallelConfig, default_bucket
 from isthmus.parallelism.slices import Piece, Slice, slices_of
-
-_BUCKETS, _SMALLEST_BUCKET = 40, 1_000_000
 
 
 @dataclass(frozen=True)
@@ -55,12 +53,13 @@ def wrap(
     sharded: bool,
 ) -> list[Any]:
     """Wrap each chunk in Megatron's DistributedDataParallel, in buckets on every pipeline stage."""
+    held = sum(parameter.numel() for chunk in chunks for parameter in chunk.parameters())
     ddp_config = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
         use_distributed_optimizer=sharded,
         overlap_grad_reduce=parallel.overlap,
         overlap_param_gather=parallel.overlap and sharded,
-        bucket_size=parallel.bucket_parameters or _bucket_parameters(chunks),
+        bucket_size=parallel.bucket_parameters or default_bucket(held),
         average_in_collective=False,
     )
     as_first = ProcessGroupCollection()
@@ -68,12 +67,6 @@ def wrap(
         setattr(as_first, name, group)
     as_first.pp = _FirstStage()
     return [DistributedDataParallel(config, ddp_config, chunk, pg_collection=as_first) for chunk in chunks]
-
-
-def _bucket_parameters(chunks: list[Any]) -> int:
-    """Small enough that a thin link has work early in the backward pass, large enough for the collectives inside."""
-    held = sum(parameter.numel() for chunk in chunks for parameter in chunk.parameters())
-    return max(held // _BUCKETS, _SMALLEST_BUCKET)
 
 
 def announce_buckets(

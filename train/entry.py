@@ -20,6 +20,8 @@ from isthmus.train.command import Command, parse, print_help
 from isthmus.train.config import Config
 from isthmus.train.validate import Plan, plan_run
 
+_SHARE_FOR_THE_SAVE = 0.05
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train as the command line says; return the exit code (see isthmus.errors)."""
@@ -110,9 +112,6 @@ def _train(config: Config, plan: Plan, command: Command) -> int:
         if command.json:
             print(json.dumps({"status": status, "folder": str(plan.folder), **summary}))
     return code
-
-
-_SHARE_FOR_THE_SAVE = 0.05
 
 
 def _stop_after(limit_seconds: float | None) -> float | None:

@@ -9,7 +9,7 @@ needs of the others on the way was sent by those that are ahead, or is sent by t
 import struct
 import threading
 
-from isthmus.parallelism.sites.lane import Exchange, Lane
+from isthmus.parallelism.sites.lane import Exchange, Lane, send_to_all
 
 _STEP = struct.Struct("<Q")
 STOP_TAG = (1 << 64) - 1  # no round's number
@@ -52,6 +52,5 @@ class StopAgreement:
                 self._pledge(self._next_boundary)
 
     def _pledge(self, step: int) -> None:
-        peers = [site for site in range(len(self._lane.names)) if site != self._lane.site]
         self._pledged = step
-        self._pledges = self._lane.exchange(STOP_TAG, dict.fromkeys(peers, _STEP.pack(step)))
+        self._pledges = send_to_all(self._lane, STOP_TAG, _STEP.pack(step))

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 from typing_extensions import Buffer
 
+from isthmus.parallelism.sites.blocks import BlockLayout
 from isthmus.parallelism.sites.feedback import ErrorFeedback
-from isthmus.parallelism.sites.lane import Exchange, Lane
+from isthmus.parallelism.sites.lane import Exchange, Lane, peers_of
 from isthmus.parallelism.sites.wire import Codec
 
 _FINITE = 0
@@ -59,8 +60,10 @@ class AllReduce:
     """Sums one stretch of N blocks over the sites, again and again; one round of it is in flight at a time.
 
     Args:
-        blocks: N, the same in every site.
+        layout: of the N blocks, the same in every site; each takes its range of them from three sites on.
         decay: of the error feedback.
+
+    Attributes:
         values_NB: where the numbers to send are taken from, and where their sum is put.
     """
 
@@ -69,18 +72,17 @@ class AllReduce:
         lane: Lane,
         couriers: Couriers,
         codec: Codec,
-        values_NB: Tensor,
+        layout: BlockLayout,
+        device: torch.device,
         *,
-        parts: list[tuple[int, int]],
         decay: float,
     ) -> None:
-        self.values_NB = values_NB
+        self.values_NB = values_NB = layout.buffer(device)
         self._lane, self._couriers, self._codec = lane, couriers, codec
         self._sites = len(lane.names)
-        self._parts = parts
-        device, blocks = values_NB.device, values_NB.shape[0]
+        self._parts = parts = layout.split(self._sites)
         # What is sent to whom: everything to the one other site, or to each site its part.
-        self._segments = parts if self._sites > 2 else [(0, blocks)]
+        self._segments = parts if self._sites > 2 else [(0, layout.blocks)]
         self._feedback = [ErrorFeedback(codec, last - first, device, decay) for first, last in self._segments]
         first, last = parts[lane.site]
         if self._sites > 2:
@@ -153,9 +155,8 @@ class AllReduce:
             outbox.fill(feedback.encode(self.values_NB[first:last], self._own_NB[first:last])) if finite else _REFUSAL
             for outbox, feedback, (first, last) in zip(self._outboxes, self._feedback, self._segments, strict=False)
         ]
-        for peer in range(self._sites):
-            if peer != self._lane.site:
-                payloads[peer] = messages[peer] if self._sites > 2 else messages[0]
+        for peer in peers_of(self._lane):
+            payloads[peer] = messages[peer] if self._sites > 2 else messages[0]
         exchange = self._lane.exchange(tag, payloads)
         self._submit(self._couriers.reduce, finished, self._reduce, tag, exchange, finite, finished)
 

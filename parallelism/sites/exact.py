@@ -17,7 +17,7 @@ from isthmus.parallelism.engine import Engine, StepLoss
 from isthmus.parallelism.gradients import GradientBucket
 from isthmus.parallelism.sites.allreduce import AllReduce, Couriers
 from isthmus.parallelism.sites.blocks import BlockLayout
-from isthmus.parallelism.sites.lane import Exchange, Lane
+from isthmus.parallelism.sites.lane import Exchange, Lane, send_to_all
 from isthmus.parallelism.sites.sync import TAGS_PER_ROUND, LaneUser
 from isthmus.parallelism.sites.wire import Codec
 from isthmus.parallelism.slices import Slice
@@ -29,13 +29,10 @@ _LOSS_TAG = TAGS_PER_ROUND - 1
 class _Bucket:
     """The exchange of one gradient bucket."""
 
-    def __init__(
-        self, bucket: GradientBucket, make: Callable[[Tensor, list[tuple[int, int]]], AllReduce], block: int, sites: int
-    ) -> None:
+    def __init__(self, bucket: GradientBucket, lane: Lane, couriers: Couriers, codec: Codec, decay: float) -> None:
         self.views = [view for _, view in bucket.slices]
-        self.layout = BlockLayout([view.numel() for view in self.views], block)
-        device = self.views[0].device
-        self.reduction = make(self.layout.buffer(device), self.layout.split(sites))
+        self.layout = BlockLayout([view.numel() for view in self.views], codec.block)
+        self.reduction = AllReduce(lane, couriers, codec, self.layout, self.views[0].device, decay=decay)
 
     def prepare(self, wait: Callable[[], None]) -> None:
         wait()
@@ -67,14 +64,9 @@ class ExactSync:
     def attach(self, engine: Engine) -> None:
         """Listen to the engine's buckets."""
         self._engine = engine
-        sites = len(self._lane.names)
-
-        def make(values_NB: Tensor, parts: list[tuple[int, int]]) -> AllReduce:
-            return AllReduce(self._lane, self._couriers, self._codec, values_NB, parts=parts, decay=self._decay)
-
         self._buckets = [
             # A rank may own nothing of a bucket, in every site alike.
-            _Bucket(bucket, make, self._codec.block, sites) if bucket.slices else None
+            _Bucket(bucket, self._lane, self._couriers, self._codec, self._decay) if bucket.slices else None
             for bucket in engine.on_bucket_ready(self._ready)
         ]
 
@@ -122,7 +114,7 @@ class ExactSync:
         return self._user.stop_after(self._engine, step, wanted)
 
     def ask_sites(self, message: bytes) -> list[bytes]:
-        return self._user.ask_sites(message)
+        return self._user.broadcast(message)
 
     def slices(self) -> Iterator[tuple[str, Slice, Tensor]]:
         """Gradients are gone when a step has ended."""
@@ -166,9 +158,7 @@ class ExactSync:
         self._running.append((ours, ours.reduction.start(tag, partial(ours.prepare, bucket.wait))))
 
     def _send_loss(self, step: int, loss: StepLoss) -> Exchange:
-        peers = [site for site in range(len(self._lane.names)) if site != self._lane.site]
-        message = _LOSS.pack(loss.loss_sum, loss.tokens)
-        return self._lane.exchange(step * TAGS_PER_ROUND + _LOSS_TAG, dict.fromkeys(peers, message))
+        return send_to_all(self._lane, step * TAGS_PER_ROUND + _LOSS_TAG, _LOSS.pack(loss.loss_sum, loss.tokens))
 
     def _add_losses(self, exchange: Exchange, loss: StepLoss) -> StepLoss:
         arrived = exchange.wait()

@@ -72,3 +72,13 @@ class Lane(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def peers_of(lane: Lane) -> list[int]:
+    """Return the places of the other sites."""
+    return [site for site in range(len(lane.names)) if site != lane.site]
+
+
+def send_to_all(lane: Lane, tag: int, message: Buffer) -> Exchange:
+    """Send the same message to every other site, and expect one from each."""
+    return lane.exchange(tag, dict.fromkeys(peers_of(lane), message))

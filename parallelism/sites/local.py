@@ -53,7 +53,6 @@ class _Fragment:
     momentum: list[Tensor]
     layout: BlockLayout
     reduction: AllReduce
-    sent_at: int | None = None
     finished: "Future[bool] | None" = None
     delta: list[Tensor] = field(default_factory=list)
 
@@ -131,8 +130,9 @@ class LocalSync:
             if (fragment := self._fragments[number]) is not None:
                 self._send(fragment, number, step)
             self._user.rounds += 1
-        if self._arrives(step) or last:
-            self._receive(step, last)
+        arrived = [n for n, sent_at in self._under_way.items() if last or step >= sent_at + self.rule.overlap_steps]
+        if arrived:
+            self._receive(arrived)
         verify = number is not None and self._verify_every and self._user.rounds % self._verify_every == 0
         if verify or (last and self._verify_every):
             self._user.compare(self._outer_state(), f"after round {self._user.rounds}, step {step}", self._engine)
@@ -177,7 +177,7 @@ class LocalSync:
         self._couriers.close()
 
     def ask_sites(self, message: bytes) -> list[bytes]:
-        return self._user.ask_sites(message)
+        return self._user.broadcast(message)
 
     def slices(self) -> Iterator[tuple[str, Slice, Tensor]]:
         """Yield (kind, address, flat view) of what a checkpoint must hold: outer parameters, momentum, and the deltas
@@ -219,15 +219,7 @@ class LocalSync:
     def _fragment(self, owned: list[OwnedSlice]) -> _Fragment:
         inner = [entry.parameter for entry in owned]
         layout = BlockLayout([entry.slice.numel for entry in owned], self._codec.block)
-        values_NB = layout.buffer(inner[0].device)
-        reduction = AllReduce(
-            self._lane,
-            self._couriers,
-            self._codec,
-            values_NB,
-            parts=layout.split(len(self._lane.names)),
-            decay=self._decay,
-        )
+        reduction = AllReduce(self._lane, self._couriers, self._codec, layout, inner[0].device, decay=self._decay)
         return _Fragment(
             owned=owned,
             inner=inner,
@@ -249,29 +241,23 @@ class LocalSync:
         self._launch(fragment, number, step)
 
     def _launch(self, fragment: _Fragment, number: int, step: int) -> None:
-        fragment.sent_at = step
         tag = step * TAGS_PER_ROUND + 2 * number
         fragment.finished = fragment.reduction.start(
             tag, lambda: fragment.layout.pack(fragment.delta, fragment.reduction.values_NB)
         )
 
-    def _receive(self, step: int, last: bool) -> None:
-        """Apply what is due, on all ranks or on none."""
-        due = [
-            fragment
-            for fragment in self._present()
-            if fragment.sent_at is not None and (last or step >= fragment.sent_at + self.rule.overlap_steps)
-        ]
-        arrived = [n for n, sent_at in self._under_way.items() if last or step >= sent_at + self.rule.overlap_steps]
-        for number in arrived:
+    def _receive(self, numbers: list[int]) -> None:
+        """Apply these fragments, on all ranks or on none."""
+        for number in numbers:
             del self._under_way[number]
+        due = [fragment for number in numbers if (fragment := self._fragments[number]) is not None]
         finite = True
         for fragment in due:
             assert fragment.finished is not None
             with self._user.exposed():
                 finite &= fragment.finished.result()
             self._user.transfer_seconds += fragment.reduction.seconds
-            fragment.finished, fragment.sent_at = None, None
+            fragment.finished = None
         # Each rank knows of its own lane only. What one lane refuses, every site refuses on every lane.
         if self._engine.any_rank(not finite):
             self.failed_rounds += 1
@@ -299,10 +285,6 @@ class LocalSync:
             torch._foreach_lerp_(fragment.inner, fragment.outer, 1.0 - self.rule.merge)
         else:
             torch._foreach_copy_(fragment.inner, fragment.outer)
-
-    def _arrives(self, step: int) -> bool:
-        sent = step - self.rule.overlap_steps
-        return sent > 0 and due_fragment(sent, self.rule.every, self.rule.fragments) is not None
 
     def _outer_state(self) -> list[tuple[Any, Tensor]]:
         return [

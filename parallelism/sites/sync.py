@@ -13,7 +13,7 @@ from isthmus.errors import UserError
 from isthmus.parallelism.engine import Engine
 from isthmus.parallelism.sites.agreement import StopAgreement
 from isthmus.parallelism.sites.digest import digest
-from isthmus.parallelism.sites.lane import Lane
+from isthmus.parallelism.sites.lane import Lane, peers_of, send_to_all
 from isthmus.parallelism.slices import Slice
 
 TAGS_PER_ROUND = 1 << 24
@@ -28,7 +28,7 @@ class LaneUser:
         self.rounds = 0
         self.transfer_seconds = 0.0  # from the start of each round to its end, waited for or not
         self._exposed_seconds = 0.0
-        self._peers = [site for site in range(len(lane.names)) if site != lane.site]
+        self._peers = peers_of(lane)
         self._counted = dict.fromkeys(self._peers, (0, 0))
         self._calls = 0
         self._stop = StopAgreement(lane)
@@ -92,12 +92,8 @@ class LaneUser:
         # Counted from the top, where no round's number comes.
         tag = (1 << 63) + self._calls
         with self.exposed():
-            arrived = self.lane.exchange(tag, dict.fromkeys(self._peers, message)).wait()
+            arrived = send_to_all(self.lane, tag, message).wait()
         return [message if site == self.lane.site else bytes(arrived[site]) for site in range(len(self.lane.names))]
-
-    def ask_sites(self, message: bytes) -> list[bytes]:
-        """Send a short message on this lane to all sites; return those of all, in the order of the sites."""
-        return self.broadcast(message)
 
     def compare(self, parts: Iterable[tuple[Slice, Tensor]], when: str, engine: Engine) -> None:
         """Prove that all sites hold the same bits, and so do the ranks of this one that hold copies.

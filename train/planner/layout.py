@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from isthmus.errors import UserError
+from isthmus.parallelism.config import default_bucket
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,7 @@ class Layout:
 
     def buckets(self, params: float) -> int:
         """Return how many gradient buckets the parameters of a rank make, by the engine's rule where none is given."""
-        return max(1, math.ceil(params / (self.bucket_params or max(params / 40, 1_000_000))))
+        return max(1, math.ceil(params / (self.bucket_params or default_bucket(int(params)))))
 
     def microbatches(self, sites: int) -> int:
         """Return microbatches per step and pipeline.

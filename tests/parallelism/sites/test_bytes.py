@@ -28,9 +28,7 @@ def exchange(world: RankWorld, tell: Callable[[Any], None], wire: Wire) -> tuple
         codec = codec_for(wire, 0.02)
         layout = BlockLayout([NUMBERS], codec.block)
         couriers = Couriers(1)
-        reduction = AllReduce(
-            lane, couriers, codec, layout.buffer(torch.device("cpu")), parts=layout.split(world.sites), decay=1.0
-        )
+        reduction = AllReduce(lane, couriers, codec, layout, torch.device("cpu"), decay=1.0)
         before = lane.bytes_sent, lane.bytes_received
         tell("met")
         time.sleep(3.0)  # the relay's counts settle
