@@ -3,11 +3,12 @@
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import FrameType
 
 from isthmus import __version__
 from isthmus.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR
+from isthmus.launch.verbs import run_verb
 
 _USAGE = """\
 isthmus VERB [overrides]
@@ -24,6 +25,16 @@ Verbs:
 """
 
 
+_VERBS = {
+    "train": "train.entry",
+    "launch": "launch.local",
+    "plan": "launch.plan.command",
+    "lab": "launch.lab.command",
+    "data": "launch.data.command",
+    "checkpoint": "launch.checkpoints",
+}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb and return its exit code."""
     # Before torch is loaded: OpenMP threads that spin while waiting make a run ten times slower beside a busy process.
@@ -37,59 +48,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] == "--version":
         print(f"isthmus {__version__}")
         return EXIT_OK
-    verbs: dict[str, Callable[[Sequence[str]], int]] = {
-        "train": _train,
-        "launch": _launch,
-        "plan": _plan,
-        "lab": _lab,
-        "data": _data,
-        "checkpoint": _checkpoint,
-    }
-    if words[0] not in verbs:
-        print(f"isthmus: there is no verb '{words[0]}'; choose one of: {', '.join(verbs)}", file=sys.stderr)
+    if words[0] not in _VERBS:
+        print(f"isthmus: there is no verb '{words[0]}'; choose one of: {', '.join(_VERBS)}", file=sys.stderr)
         return EXIT_USER_ERROR
-    return verbs[words[0]](words[1:])
+    return run_verb(_VERBS[words[0]], words[1:])
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
     os.write(2, b"isthmus: interrupted before the first step\n")
     os._exit(EXIT_INTERRUPTED)
-
-
-def _train(words: Sequence[str]) -> int:
-    from isthmus.train.entry import main
-
-    return main(words)
-
-
-def _launch(words: Sequence[str]) -> int:
-    from isthmus.launch.local import main
-
-    return main(words)
-
-
-def _plan(words: Sequence[str]) -> int:
-    from isthmus.launch.plan.command import main
-
-    return main(words)
-
-
-def _checkpoint(words: Sequence[str]) -> int:
-    from isthmus.launch.checkpoints import main
-
-    return main(words)
-
-
-def _lab(words: Sequence[str]) -> int:
-    from isthmus.launch.lab.command import main
-
-    return main(words)
-
-
-def _data(words: Sequence[str]) -> int:
-    from isthmus.launch.data.command import main
-
-    return main(words)
 
 
 if __name__ == "__main__":

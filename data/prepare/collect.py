@@ -20,6 +20,7 @@ from isthmus.data.prepare.reading import RecordReader
 from isthmus.data.prepare.statistics import Statistics
 from isthmus.data.prepare.units import Unit
 from isthmus.data.readers.records import Record, Reject
+from isthmus.data.shards.lineage import lineage_schema
 from isthmus.data.transcripts.document import BadCaptions
 from isthmus.files import write_atomically
 
@@ -189,17 +190,7 @@ class _DocumentWriter:
 
 def _schema() -> Any:
     pyarrow = need("pyarrow")
-    return pyarrow.schema(
-        [
-            ("document", pyarrow.binary(16)),
-            ("text", pyarrow.large_string()),
-            ("page", pyarrow.binary(16)),
-            ("file", pyarrow.string()),
-            ("offset", pyarrow.int64()),
-            ("url", pyarrow.string()),
-            ("licence", pyarrow.string()),
-            ("language", pyarrow.string()),
-            ("language_score", pyarrow.float32()),
-            ("about", pyarrow.string()),
-        ]
-    )
+    lineage = lineage_schema()
+    kept = ("page", "file", "offset", "url", "licence", "language", "language_score", "about")
+    text = pyarrow.field("text", pyarrow.large_string())
+    return pyarrow.schema([lineage.field("document"), text, *(lineage.field(name) for name in kept)])

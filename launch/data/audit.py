@@ -8,7 +8,7 @@ from rich.console import Console
 
 from isthmus.data.audit import audit
 from isthmus.errors import EXIT_OK, EXIT_USER_ERROR, UserError
-from isthmus.launch.data.words import Words
+from isthmus.launch.words import Words
 
 _USAGE = """\
 isthmus data audit RUN [--json]

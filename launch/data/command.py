@@ -1,9 +1,10 @@
 """`isthmus data`: one sub-verb, then its options."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from isthmus.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR, UserError
+from isthmus.launch.verbs import run_verb
 
 _USAGE = """\
 isthmus data SUBVERB ...
@@ -20,72 +21,32 @@ isthmus data SUBVERB ...
 """
 
 
+_SUBVERBS = {
+    "prepare": "prepare",
+    "mix": "mix",
+    "where": "where",
+    "audit": "audit",
+    "inspect": "inspect",
+    "tokenizer": "tokenizer",
+    "import": "imports",
+}
+
+
 def main(argv: Sequence[str]) -> int:
     """Run a sub-verb and return its exit code."""
     words = list(argv)
     if not words or words[0] in ("-h", "--help"):
         print(_USAGE, end="")
         return EXIT_OK if words else EXIT_USER_ERROR
-    subverbs: dict[str, Callable[[Sequence[str]], int]] = {
-        "prepare": _prepare,
-        "mix": _mix,
-        "where": _where,
-        "audit": _audit,
-        "inspect": _inspect,
-        "tokenizer": _tokenizer,
-        "import": _import,
-    }
-    if words[0] not in subverbs:
-        choices = ", ".join(subverbs)
+    if words[0] not in _SUBVERBS:
+        choices = ", ".join(_SUBVERBS)
         print(f"isthmus: there is no sub-verb '{words[0]}' of data; choose one of: {choices}", file=sys.stderr)
         return EXIT_USER_ERROR
     try:
-        return subverbs[words[0]](words[1:])
+        return run_verb(f"launch.data.{_SUBVERBS[words[0]]}", words[1:])
     except UserError as error:
         print(f"isthmus: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("isthmus: interrupted; finished work is kept, the same command goes on", file=sys.stderr)
         return EXIT_INTERRUPTED
-
-
-def _prepare(words: Sequence[str]) -> int:
-    from isthmus.launch.data.prepare import main
-
-    return main(words)
-
-
-def _inspect(words: Sequence[str]) -> int:
-    from isthmus.launch.data.inspect import main
-
-    return main(words)
-
-
-def _tokenizer(words: Sequence[str]) -> int:
-    from isthmus.launch.data.tokenizer import main
-
-    return main(words)
-
-
-def _import(words: Sequence[str]) -> int:
-    from isthmus.launch.data.imports import main
-
-    return main(words)
-
-
-def _mix(words: Sequence[str]) -> int:
-    from isthmus.launch.data.mix import main
-
-    return main(words)
-
-
-def _where(words: Sequence[str]) -> int:
-    from isthmus.launch.data.where import main
-
-    return main(words)
-
-
-def _audit(words: Sequence[str]) -> int:
-    from isthmus.launch.data.audit import main
-
-    return main(words)

@@ -9,7 +9,7 @@ from rich.console import Console
 from isthmus.data.shards.imports import expand_prefixes, import_shards
 from isthmus.data.tokenizers import describe, load_text_tokenizer
 from isthmus.errors import EXIT_OK, UserError
-from isthmus.launch.data.words import Words
+from isthmus.launch.words import Words
 from isthmus.units import format_count
 
 _USAGE = """\

@@ -13,7 +13,7 @@ from rich.table import Table
 from isthmus.data.shards.dataset import Dataset
 from isthmus.data.tokenizers import TextTokenizer, load_text_tokenizer
 from isthmus.errors import EXIT_OK, EXIT_USER_ERROR, UserError
-from isthmus.launch.data.words import Words
+from isthmus.launch.words import Words
 from isthmus.units import format_count
 
 _USAGE = """\

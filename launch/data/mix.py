@@ -12,7 +12,7 @@ from isthmus.config import compose
 from isthmus.data.accounting import Account, account
 from isthmus.errors import EXIT_OK
 from isthmus.launch.data.mix_report import write_mix_report
-from isthmus.launch.data.words import Words
+from isthmus.launch.words import Words
 from isthmus.train.config import Config
 from isthmus.train.validate import load_corpus, plan_run
 from isthmus.units import format_count

@@ -12,7 +12,7 @@ from isthmus.data.prepare.pipeline import Outcome, prepare
 from isthmus.data.prepare.progress import Progress
 from isthmus.data.prepare.table import funnel, result_table, whole
 from isthmus.errors import EXIT_OK, UserError
-from isthmus.launch.data.words import Words
+from isthmus.launch.words import Words
 from isthmus.units import format_count
 
 _USAGE = """\

@@ -16,7 +16,7 @@ from isthmus.data.tokenizer import train
 from isthmus.data.tokenizers import load_text_tokenizer
 from isthmus.errors import EXIT_OK, UserError
 from isthmus.files import write_atomically
-from isthmus.launch.data.words import Words
+from isthmus.launch.words import Words
 from isthmus.units import format_bytes
 
 _USAGE = """\

@@ -11,7 +11,7 @@ from isthmus.config import load_resolved
 from isthmus.data.audit import attempts
 from isthmus.data.corpus import build_corpus
 from isthmus.errors import EXIT_OK, UserError
-from isthmus.launch.data.words import Words
+from isthmus.launch.words import Words
 from isthmus.train.config import Config
 
 _USAGE = """\

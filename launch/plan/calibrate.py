@@ -13,6 +13,7 @@ from rich.console import Console
 from isthmus.config import compose
 from isthmus.errors import EXIT_OK, UserError
 from isthmus.files import write_json
+from isthmus.launch.words import Words
 from isthmus.train.planner.accelerators import ACCELERATORS, CPU, Accelerator
 from isthmus.train.planner.cluster import Cluster, Site
 from isthmus.train.planner.config import PlanRunConfig
@@ -45,45 +46,40 @@ def calibrate(words: list[str]) -> int:
     Raises:
         UserError: the words are wrong, or a probe is not permitted here.
     """
-    options = {"--out": "profile.json", "--ranks": "", "--seconds": "0.3", "--link": ""}
-    flags = {"--json": False, "--no-steps": False}
-    overrides: list[str] = []
-    rest = iter(words)
-    for word in rest:
-        name, equals, value = word.partition("=")
-        if word in ("-h", "--help"):
-            print(_USAGE, end="")
-            return EXIT_OK
-        if word in flags:
-            flags[word] = True
-        elif name in options:
-            options[name] = value if equals else next(rest, "")
-        elif word.startswith("-"):
-            raise UserError("is no option", where=word, fix="`isthmus plan calibrate --help` lists them")
-        elif word.startswith(_READS):
-            overrides.append(word)
-        else:
+    given = Words(
+        words,
+        verb="plan calibrate",
+        flags=("--json", "--no-steps"),
+        options=("--out", "--ranks", "--seconds", "--link"),
+    )
+    if given.help:
+        print(_USAGE, end="")
+        return EXIT_OK
+    overrides = given.rest
+    for word in overrides:
+        if not word.startswith(_READS):
             raise UserError("would do nothing here", where=word, fix="choose the model and the batch: model.*, train.*")
     config = compose(PlanRunConfig, "plan", ["train.sequence_length=128", "train.precision=fp32", *overrides])
-    link = _link(options["--link"])
-    seconds = _number("--seconds", options["--seconds"])
-    console = Console(stderr=flags["--json"], soft_wrap=True)
+    link = _link(given.value("--link") or "")
+    seconds = _number("--seconds", given.value("--seconds") or "0.3")
+    ranks, as_json = given.value("--ranks"), given.flag("--json")
+    console = Console(stderr=as_json, soft_wrap=True)
     profile = measure(
         config,
         overrides,
-        ranks=int(_number("--ranks", options["--ranks"])) if options["--ranks"] else None,
+        ranks=int(_number("--ranks", ranks)) if ranks else None,
         seconds=seconds,
         link=link,
-        steps=not flags["--no-steps"],
+        steps=not given.flag("--no-steps"),
         console=console,
     )
-    out = Path(options["--out"]).expanduser()
+    out = Path(given.value("--out") or "profile.json").expanduser()
     try:
         write_json(out, profile)
     except OSError as error:
         raise UserError(f"cannot be written: {error.strerror}", where=f"--out={out}", fix="choose another") from None
     console.print(f"use it with: cluster.sites.NAME.profile={out}", highlight=False)
-    if flags["--json"]:
+    if as_json:
         print(json.dumps({**profile, "file": str(out)}))
     return EXIT_OK
 

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from isthmus.errors import EXIT_OK, UserError
 from isthmus.files import write_json
+from isthmus.launch.words import Words
 from isthmus.train.planner.fit import Fit, Points, bootstrap, fit, read_points, without_highest
 
 _USAGE = """\
@@ -29,25 +30,15 @@ def fit_points(words: list[str]) -> int:
     Raises:
         UserError: the words, the file or its numbers are wrong.
     """
-    options = {"--out": "law.json", "--samples": "200", "--drop-highest": "0", "--seed": "0"}
-    files, as_json = [], False
-    rest = iter(words)
-    for word in rest:
-        name, equals, value = word.partition("=")
-        if word in ("-h", "--help"):
-            print(_USAGE, end="")
-            return EXIT_OK
-        if word == "--json":
-            as_json = True
-        elif name in options:
-            options[name] = value if equals else next(rest, "")
-        elif word.startswith("-"):
-            raise UserError("is no option", where=word, fix="`isthmus plan fit --help` lists them")
-        else:
-            files.append(word)
+    defaults = {"--samples": "200", "--drop-highest": "0", "--seed": "0"}
+    given = Words(words, verb="plan fit", flags=("--json",), options=("--out", *defaults))
+    if given.help:
+        print(_USAGE, end="")
+        return EXIT_OK
+    files, as_json = given.rest, given.flag("--json")
     if len(files) != 1:
         raise UserError(f"{len(files)} files given", where="isthmus plan fit", fix="give one CSV file of runs")
-    counts = {name: _whole(name, options[name]) for name in ("--samples", "--drop-highest", "--seed")}
+    counts = {name: _whole(name, given.value(name) or default) for name, default in defaults.items()}
     points = read_points(Path(files[0]).expanduser())
     if counts["--drop-highest"] > len(points) - 6:
         raise UserError(f"leaves fewer than 6 of {len(points)} runs", where="--drop-highest", fix="drop fewer")
@@ -57,7 +48,7 @@ def fit_points(words: list[str]) -> int:
     console = Console(stderr=as_json)
     console.print(_table(best, samples, points))
     law = law_values(points, best, samples, f"fit to {len(points)} runs of {Path(files[0]).name}")
-    out = Path(options["--out"]).expanduser()
+    out = Path(given.value("--out") or "law.json").expanduser()
     try:
         write_json(out, law)
     except OSError as error:

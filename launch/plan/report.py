@@ -8,9 +8,9 @@ from typing import Any
 from plotly.offline import get_plotlyjs
 
 from isthmus.train.planner import curves
+from isthmus.train.planner.candidates import Candidate
 from isthmus.train.planner.memory import Memory
 from isthmus.train.planner.plan import Plan, checkpoint_steps
-from isthmus.train.planner.search import Candidate
 from isthmus.units import format_count, format_duration
 
 _COLORS = ("#1b6ca8", "#d1495b", "#3a7d44", "#8f5db7", "#e09f3e", "#5c6770", "#00a6a6", "#a3623a", "#b8b8b8")

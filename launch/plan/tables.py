@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.table import Table
 
+from isthmus.train.planner.candidates import Candidate
 from isthmus.train.planner.layout import Layout, Sync
 from isthmus.train.planner.plan import Plan, checkpoint_steps
 from isthmus.train.planner.predict import Prediction
-from isthmus.train.planner.search import Candidate
 from isthmus.train.planner.shape import Shape
 from isthmus.units import format_bytes, format_count, format_duration
 
