@@ -5,12 +5,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from isthmus.train.planner import recipes, repetition, uncertainty
+from isthmus.train.planner.candidates import Candidate, pareto
 from isthmus.train.planner.cluster import HOURS_BETWEEN_FAILURES, Cluster
 from isthmus.train.planner.memory import USABLE
 from isthmus.train.planner.predict import Prediction
 from isthmus.train.planner.question import Question
 from isthmus.train.planner.recipes import Recipe
-from isthmus.train.planner.search import Candidate, pareto, search
+from isthmus.train.planner.search import search
 from isthmus.train.planner.uncertainty import Opinion
 
 

@@ -4,9 +4,9 @@ import contextlib
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from isthmus.errors import UserError
+from isthmus.train.planner.candidates import Candidate, preferred
 from isthmus.train.planner.cluster import Cluster
 from isthmus.train.planner.layout import Layout, Sync
 from isthmus.train.planner.layouts import Room, Timed, fastest
@@ -15,7 +15,7 @@ from isthmus.train.planner.optimum import Optimum
 from isthmus.train.planner.predict import Prediction, with_links
 from isthmus.train.planner.question import PenalisedLaw, Question, beside, equal_loss_share, target
 from isthmus.train.planner.recipes import Recipe, step_law
-from isthmus.train.planner.reliability import Reliability, reliability, spares
+from isthmus.train.planner.reliability import reliability, spares
 from isthmus.train.planner.shape import Shape, shapes_for
 
 _SHAPES = 8  # tried first; then as many as _LATER_SHAPES
@@ -29,49 +29,6 @@ _EXACT_WIRES = ("fp32", "bf16", "int8")
 _LOCAL_WIRES = ("fp32", "int8", "int4")
 _EVERY = (10, 30, 100, 300)
 _STREAMS = ((1, 0), (1, 1), (4, 5))  # (fragments, overlap): DiLoCo, eager, streaming
-
-
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """One whole plan. Money is in US dollars, energy in MWh."""
-
-    cluster: Cluster  # with a link for every pair
-    shape: Shape
-    layout: Layout
-    sync: Sync
-    prediction: Prediction
-    reliability: Reliability
-    recipe: Recipe
-    tokens: float
-    steps: int
-    loss: float
-    penalty: float
-    lost_share: float  # of the executed FLOPs, by failures
-    days: float
-    accelerators: int  # spares included
-    compute_cost: float
-    link_cost: float
-    data_cost: float
-    data_hours: float
-    megawatt_hours: float
-    effective_flops: float  # that the best size on fresh data, with exact sync, would need for the same loss
-
-    @property
-    def cost(self) -> float:
-        return self.compute_cost + self.link_cost + self.data_cost
-
-    @property
-    def training_flops(self) -> float:
-        return 6.0 * self.shape.params * self.tokens
-
-    @property
-    def speed(self) -> float:
-        """Effective FLOPs a day: what plans with different losses and times are compared by."""
-        return self.effective_flops / self.days
-
-    @property
-    def site_names(self) -> list[str]:
-        return [site.name for site in self.cluster.sites]
 
 
 def search(question: Question, cluster: Cluster) -> list[Candidate]:
@@ -100,13 +57,13 @@ def search(question: Question, cluster: Cluster) -> list[Candidate]:
     if not found:
         assert refusal is not None
         raise refusal
-    best = _preferred(question, found)[0]
+    best = preferred(question, found)[0]
     if question.params is None and question.tokens_per_parameter is None:
         for scale in _SIZES_BESIDE:
             with contextlib.suppress(UserError):  # a size that does not fit is no alternative
                 found.append(refine(question, best.cluster, best.sync, scale=scale))
     # They are shown beside the best one: what makes its size the best (inference, say) is not in the order.
-    return [best, *(entry for entry in _preferred(question, found) if entry is not best)]
+    return [best, *(entry for entry in preferred(question, found) if entry is not best)]
 
 
 def subsets(cluster: Cluster) -> Iterator[Cluster]:
@@ -383,51 +340,3 @@ def _copying(subset: Cluster, copied_bytes: float) -> tuple[float, float]:
         return sum(link.price_per_gigabyte for link in ways) * copied_bytes / 1e9, hours
 
     return min(cost(site.name) for site in subset.sites)
-
-
-def _preferred(question: Question, found: list[Candidate]) -> list[Candidate]:
-    """Order the candidates, and refuse if none keeps the limits."""
-
-    def within(candidate: Candidate) -> bool:
-        days, cost = question.max_days or math.inf, question.max_cost or math.inf
-        return candidate.days <= days * 1.001 and candidate.cost <= cost
-
-    def order(candidate: Candidate) -> tuple[int, float]:
-        slow, dear = -math.log(candidate.speed), math.log(max(candidate.cost, 1e-9) / candidate.effective_flops)
-        first, second = (dear, slow) if question.prefer_cost else (slow, dear)
-        # Less than half a percent is no difference: then the other one decides.
-        return round(first / 0.005), second
-
-    kept = sorted((candidate for candidate in found if within(candidate)), key=order)
-    if kept:
-        return kept + sorted((candidate for candidate in found if not within(candidate)), key=order)
-    if question.max_days and all(candidate.days > question.max_days for candidate in found):
-        soonest = min(found, key=lambda candidate: candidate.days)
-        budget = soonest.training_flops * question.max_days / soonest.days
-        raise UserError(
-            f"the soonest plan takes {soonest.days:.1f} days",
-            where=f"plan.max_days={question.max_days:g}",
-            fix=f"plan.flops={budget:.2g} would fit, or use more accelerators",
-        )
-    cheapest = min(found, key=lambda candidate: candidate.cost)
-    budget = cheapest.training_flops * (question.max_cost or math.inf) / cheapest.cost
-    raise UserError(
-        f"the cheapest plan costs {cheapest.cost:,.0f} dollars in {cheapest.days:.1f} days",
-        where=f"plan.max_cost={question.max_cost or 0:g}",
-        fix=f"plan.flops={budget:.2g} would fit",
-    )
-
-
-def pareto(found: Sequence[Candidate]) -> list[Candidate]:
-    """Return the candidates that no other one beats in time, cost and loss at once."""
-
-    def beaten(one: Candidate) -> bool:
-        mine = (one.days, one.cost, one.loss)
-        return any(
-            other is not one
-            and all(a <= b for a, b in zip((other.days, other.cost, other.loss), mine, strict=True))
-            and (other.days, other.cost, other.loss) != mine
-            for other in found
-        )
-
-    return [candidate for candidate in found if not beaten(candidate)]

@@ -15,12 +15,13 @@ from isthmus.parallelism.topology import build_topology, validate_batch, validat
 from isthmus.train.config import Config
 from isthmus.train.planner import curves
 from isthmus.train.planner.accelerators import CPU, H100
+from isthmus.train.planner.candidates import Candidate, pareto
 from isthmus.train.planner.cluster import Cluster, Link, Site
 from isthmus.train.planner.laws import BESIROGLU
 from isthmus.train.planner.overlay import overlay
 from isthmus.train.planner.plan import Plan, make_plan, summary
 from isthmus.train.planner.question import Question
-from isthmus.train.planner.search import Candidate, pareto, refine, search, subsets, sync_options
+from isthmus.train.planner.search import refine, search, subsets, sync_options
 
 _LINKS = [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (5, 6), (6, 7), (7, 0), (0, 4), (2, 6)]
 
@@ -177,7 +178,7 @@ def test_overlays_are_what_train_accepts(gbps: float, tmp_path: Path) -> None:
     validate_layout(config.model, config.parallel, config.train.sequence_length)
     validate_sync(config.sync, config.model, config.parallel)
     sites = len(plan.chosen.site_names)
-    passes = validate_batch(topology, config.train.global_batch, config.train.micro_batch, sites=sites)
+    passes = validate_batch(topology, config.train.global_batch, config.train.micro_batch, shares=(1,) * sites)
     assert passes == plan.chosen.prediction.microbatches
     assert config.train.steps == plan.chosen.steps
 
