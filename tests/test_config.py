@@ -137,6 +137,13 @@ def test_unknown_key_in_a_file_is_refused(tmp_path: Path) -> None:
     assert "'held_uot'" in _refusal(f"data={path}")
 
 
+def test_wrong_value_in_a_file_names_the_file_the_key_and_the_value(tmp_path: Path) -> None:
+    path = _write(tmp_path / "mix.yaml", "held_out: much\n" + _MIX)
+    refusal = _refusal(f"data={path}")
+    assert f"{path}: data.held_out: " in refusal
+    assert "'much'" in refusal
+
+
 @pytest.mark.parametrize("text", ["sources: {web: [1\n", "sources:\n\tweb: 1\n"])
 def test_malformed_file_is_named(tmp_path: Path, text: str) -> None:
     path = _write(tmp_path / "mix.yaml", text)

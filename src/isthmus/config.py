@@ -221,6 +221,10 @@ def _explain(error: Exception, schema: type, staged: dict[str, Path]) -> UserErr
     if type(error).__name__ == "OverrideParseException":
         problem = _first_line(error).removesuffix(".")
         return UserError(problem, where="override", fix="write KEY=VALUE, quoted for the shell where needed")
+    # Of a wrong value inside a group's file, Hydra keeps what OmegaConf said only as the context.
+    if isinstance(error.__context__, OmegaConfBaseException) and cause is error:
+        cause = error.__context__
+        full_key = ": ".join(part for part in (file, str(cause.full_key or "")) if part)
     return UserError(
         _first_line(cause), where=full_key or file or "configuration", fix="`isthmus train --help` lists keys and types"
     )
