@@ -1,1 +1,1 @@
-"""What keeps a run alive: checkpoints, guards, watchdog, preemption, ledger."""
+"""What keeps a run alive: checkpoints, guards, preemption, ledger."""

@@ -6,7 +6,6 @@ from enum import Enum
 from isthmus.errors import (
     EXIT_BUG,
     EXIT_GAVE_UP,
-    EXIT_HANG,
     EXIT_INTERRUPTED,
     EXIT_OK,
     EXIT_REQUEUE,
@@ -35,7 +34,6 @@ TABLE = {
     EXIT_INTERRUPTED: Rule("interrupted by Ctrl-C", Action.end),
     EXIT_REQUEUE: Rule("asked to stop by a scheduler, a time limit or another site", Action.requeue),
     EXIT_SITE_LOST: Rule("another site was lost", Action.restart, counts=False),
-    EXIT_HANG: Rule("a step hung", Action.restart),
     EXIT_STORAGE: Rule("a checkpoint could not be written", Action.end),
     EXIT_BUG: Rule("an error of a rank", Action.restart),
     EXIT_GAVE_UP: Rule("no progress after several restarts", Action.end),
