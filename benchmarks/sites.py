@@ -109,8 +109,11 @@ def streaming() -> list[dict[str, Any]]:
         # Utilisation 10% without overlap: the exchange takes nine times as long as the step.
         bandwidth = share * GRADIENT_BYTES * 8e-6 / (9 * step_seconds)
         wan = Wan(2, bandwidth_mbps=bandwidth, rtt_ms=RTT_MS)
-        turns = [{"variant": "none", "steps": EVERY}, {"variant": "streaming", "steps": EVERY}] * 3
-        warm_up = [{"variant": "none", "steps": 2}, {"variant": "streaming", "steps": EVERY}]
+        # A machine that slows down or speeds up does so for both: none, streaming, streaming, none.
+        pair = [{"variant": "none", "steps": EVERY}, {"variant": "streaming", "steps": EVERY}]
+        turns = [*pair, *reversed(pair)] * 2
+        # The first phase ends two steps before a fragment leaves, so that every phase sends and applies all four.
+        warm_up = [{"variant": "none", "steps": 2}, {"variant": "streaming", "steps": 2 * EVERY - 2}]
         variants = {"none": ALONE, "streaming": [*STREAMING, "train.global_batch=8"]}
         answers = wan.run({"kind": "train", "overrides": OVERRIDES, "variants": variants, "phases": [*warm_up, *turns]})
         wan.close()

@@ -4,6 +4,7 @@ Gloo was tried first. It cannot be told its ports or its socket buffers, knows n
 leaves a long link half empty; so the lane brings its own sockets, and counts its bytes where they leave.
 """
 
+import json
 import socket
 import struct
 import threading
@@ -21,6 +22,7 @@ _LARGEST_MESSAGE = 1 << 36
 _RECEIVE_BYTES = 1 << 18
 _JOIN_SECONDS = 5.0
 _PULSE_TAG, _PULSES_A_DEADLINE = (1 << 64) - 2, 10
+_FAREWELL_TAG, _LONGEST_FAREWELL = (1 << 64) - 3, 4096
 
 
 class _Message:
@@ -42,6 +44,7 @@ class _Peer:
         self.unsent: dict[int, int] = {}  # tag -> bytes not yet handed to the kernel
         self.inbox: dict[int, _Message] = {}
         self.failure: str | None = None
+        self.blames: tuple[str, str] | None = None  # (site, what): for whose sake it left
         self.received_at = time.monotonic()
         self.sent_at = time.monotonic()
         self.sent = self.received = 0  # bytes
@@ -145,7 +148,7 @@ class TcpLane:
         with self.changed:
             while not (self.is_complete(site, tag) and tag not in peer.unsent):
                 if peer.failure is not None:
-                    raise LaneError(peer.name, self.lane, peer.failure)
+                    raise self._error(peer)
                 if self._closed:
                     raise LaneError(peer.name, self.lane, "the lane was closed")
                 receiving = not self.is_complete(site, tag)
@@ -158,9 +161,28 @@ class TcpLane:
                 self.changed.wait(left)
             return peer.inbox.pop(tag).content
 
+    def _error(self, peer: _Peer) -> LaneError:
+        """Name the site that was lost first: whoever noticed it has left too, and said why."""
+        if peer.blames is not None:
+            site, what = peer.blames
+            return LaneError(site, self.lane, f"{what} (says {peer.name}, which has ended)")
+        return LaneError(peer.name, self.lane, peer.failure or "it was lost")
+
+    def _say_farewell(self) -> None:
+        lost = next((peer for peer in self._peers.values() if peer.failure is not None), None)
+        if lost is None:
+            return
+        message = memoryview(json.dumps(lost.blames or (lost.name, lost.failure)).encode()[:_LONGEST_FAREWELL])
+        for peer in self._peers.values():
+            if peer.failure is None:
+                peer.outbox.append((_FAREWELL_TAG, message, 0))
+                peer.unsent[_FAREWELL_TAG] = len(message)
+        self.changed.notify_all()
+
     def close(self) -> None:
         """Let what was handed over leave, then close all connections; takes seconds at most."""
         with self.changed:
+            self._say_farewell()
             until = time.monotonic() + _JOIN_SECONDS
             while any(peer.unsent and peer.failure is None for peer in self._peers.values()):
                 if not self.changed.wait(until - time.monotonic()):
@@ -228,6 +250,8 @@ class TcpLane:
                     message.missing -= length
                     message.complete = not message.missing
                     if message.complete:
+                        if tag == _FAREWELL_TAG:
+                            self._hear_farewell(peer, message.content)
                         self.changed.notify_all()
                     heard = self._listeners.pop(tag, None) if message.complete else None
                 if heard is not None:
@@ -235,6 +259,14 @@ class TcpLane:
             self._closed_by(peer)
         except Exception as error:  # whoever waits must hear of it
             self._fail(peer, f"the connection broke: {getattr(error, 'strerror', None) or repr(error)}")
+
+    @staticmethod
+    def _hear_farewell(peer: _Peer, content: memoryview) -> None:
+        try:
+            site, what = json.loads(bytes(content[:_LONGEST_FAREWELL]))
+            peer.blames = (str(site), str(what))
+        except (ValueError, TypeError):
+            peer.blames = None  # a site that is lost can still be named itself
 
     def _fill(self, peer: _Peer, connection: socket.socket, target: memoryview) -> bool:
         """Receive exactly so many bytes; return False if the other side has closed."""

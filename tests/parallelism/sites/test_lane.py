@@ -58,6 +58,25 @@ def test_a_site_that_leaves_is_named() -> None:
             opened[0].exchange(2, {1: b""}).wait()
 
 
+def test_a_site_that_leaves_for_the_sake_of_another_names_it() -> None:
+    with lanes(3) as opened:
+        exchange = opened[0].exchange(1, {1: b"a", 2: b"b"})
+        noticed = opened[1].exchange(1, {0: b"c", 2: b"d"})
+        opened[0].exchange(2, {1: b"", 2: b""})
+        opened[2].close()
+        with pytest.raises(LaneError, match="site2"):
+            noticed.wait()
+        opened[1].exchange(2, {0: b""})
+        opened[1].close()
+        # Site 1's own message has come; what it never sent is site 2's fault.
+        with pytest.raises(LaneError) as caught:
+            opened[0].take(1, 3)
+        assert caught.value.site == "site2"
+        assert "says site1" in str(caught.value)
+        with pytest.raises(LaneError, match="site2"):
+            exchange.wait()
+
+
 def test_what_a_site_sent_before_it_left_still_counts() -> None:
     with lanes(2) as (first, second):
         theirs = second.exchange(1, {0: b"goodbye"})
