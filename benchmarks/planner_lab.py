@@ -5,7 +5,8 @@
 Calibrates this machine first (products, memory, a step of two silent sites, the lab's link), then runs 12
 configurations of `isthmus lab` and predicts each from the profile alone: no figure of a run is used for another. A
 shared machine's speed drifts, so the step of silent sites is measured anew before and after every run, and the profile
-refitted to their mean. Prints a row each and the median errors. Takes half an hour; wants the machine for itself.
+refitted to their mean; what a link carries is measured once for each bandwidth, as preflight does. Prints a row each
+and the median errors. Takes a quarter of an hour; wants the machine for itself.
 """
 
 import argparse
@@ -14,11 +15,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from isthmus.config import compose
 from isthmus.launch.plan.calibrate import fit_step
+from isthmus.launch.probe.link import lab_link
 from isthmus.launch.probe.step import lab_step_seconds
 from isthmus.train.planner.accelerators import CPU
 from isthmus.train.planner.cluster import Cluster, Link, Site
@@ -61,12 +64,19 @@ def measured(words: list[str], bandwidth: float, steps: int) -> dict[str, Any]:
         return dict(json.loads(result.stdout)["total"])
 
 
-def predicted(words: list[str], bandwidth: float, profile: Path, silent_step: float) -> tuple[float, float]:
-    """Return (seconds of a step, utilisation), on a machine on which a step of silent sites takes so long today."""
+def predicted(
+    words: list[str], bandwidth: float, profile: Path, silent_step: float, carried: float
+) -> tuple[float, float]:
+    """Return (seconds of a step, utilisation), where a step of silent sites takes so long and a link carries so much.
+
+    Args:
+        carried: share of the bandwidth.
+    """
     config = compose(PlanRunConfig, "plan", words)
     sheet, constants = read_profile(profile, CPU, constants_of(CPU))
     alone = compose(PlanRunConfig, "plan", [*words[: 1 + len(_BATCH)], "train.global_batch=8"])
     constants = fit_step(alone, shape_of_config(alone), sheet, constants, silent_step)
+    constants = replace(constants, wan_efficiency=carried)
     sites = [Site(name=name, accelerator=sheet, count=1, constants=constants) for name in ("site1", "site2")]
     link = Link(ends=("site1", "site2"), bytes_per_second=bandwidth * 1e6 / 8, rtt_seconds=_RTT_MS / 1e3)
     cluster = Cluster(sites=sites, links=[link])
@@ -99,6 +109,7 @@ def main() -> None:
     options = parser.parse_args()
     chosen = [int(number) - 1 for number in options.only.split(",")] if options.only else range(len(CONFIGURATIONS))
     rows = []
+    carried: dict[float, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         profile = options.profile or calibrated(options.model, Path(folder))
         for number in chosen:
@@ -107,7 +118,10 @@ def main() -> None:
             before = silent_step(options.model)
             total = measured(words, bandwidth, steps)
             after = silent_step(options.model)
-            step, utilisation = predicted(words, bandwidth, profile, (before + after) / 2)
+            if bandwidth not in carried:
+                carried[bandwidth] = lab_link(bandwidth_mbps=bandwidth, rtt_ms=_RTT_MS)["efficiency"]
+            today = (before + after) / 2
+            step, utilisation = predicted(words, bandwidth, profile, today, carried[bandwidth])
             row = {
                 "configuration": " ".join(method),
                 "bandwidth_mbps": bandwidth,
@@ -130,7 +144,13 @@ def main() -> None:
     summary = {name: statistics.median(abs(row[f"{name}_error"]) for row in rows) for name in ("step", "utilisation")}
     print(f"median errors: step {summary['step']:.1%}, utilisation {summary['utilisation']:.1%}")
     if options.out:
-        result = {"machine": machine["machine"], "median_errors": summary, "runs": rows, "profile": machine}
+        result = {
+            "machine": machine["machine"],
+            "median_errors": summary,
+            "runs": rows,
+            "carried": carried,
+            "profile": machine,
+        }
         options.out.write_text(json.dumps(result, indent=2) + "\n")
 
 
