@@ -51,7 +51,8 @@ class Segment:
 
 @dataclass(frozen=True)
 class Position:
-    """Where a sample is: the window's number in the source, and the token of its stream that it begins with."""
+    """Where a sample is: the window's number in the source, and the token of its stream that it begins with (where
+    windows are packed, the window's number again)."""
 
     phase: str
     source: str

@@ -18,6 +18,8 @@ from isthmus.data.shards.manifest import (
 from isthmus.data.shards.shard import Shard
 from isthmus.errors import UserError
 
+_OF_SHARDS = ("files", "dtype", "packings")  # what only the shards' own manifests say
+
 
 def import_shards(prefixes: Sequence[Path], out: Path, *, source: str, tokenizer: dict[str, Any]) -> DatasetManifest:
     """Write manifests for `.bin`/`.idx` pairs into `out`; they keep their place and are named by relative path.
@@ -94,7 +96,7 @@ def dataset_manifest(
         counts["tokens"] += shard.tokens
         counts["shards"] += 1
     listed = [
-        {name: value for name, value in asdict(shard).items() if name not in ("files", "dtype")} for shard in shards
+        {name: value for name, value in asdict(shard).items() if name not in _OF_SHARDS} for shard in shards
     ]
     return DatasetManifest(
         tool=f"isthmus {__version__}",

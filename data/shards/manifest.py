@@ -26,6 +26,17 @@ class FileRecord:
 
 
 @dataclass(frozen=True)
+class Packing:
+    """A table of windows of whole documents (see `packing.py`); `tokens` are those in its windows, without padding."""
+
+    sequence_length: int
+    name: str
+    windows: int
+    pieces: int
+    tokens: int
+
+
+@dataclass(frozen=True)
 class ShardManifest:
     """Everything about one shard; written after its files, so a shard with a manifest is whole."""
 
@@ -35,6 +46,11 @@ class ShardManifest:
     tokens: int
     dtype: str
     files: list[FileRecord]
+    packings: list[Packing] = field(default_factory=list)
+
+    def packing(self, sequence_length: int) -> Packing | None:
+        """Return the table for windows of this length, or None."""
+        return next((entry for entry in self.packings if entry.sequence_length == sequence_length), None)
 
 
 @dataclass(frozen=True)
@@ -70,7 +86,8 @@ def read_shard_manifest(path: Path) -> ShardManifest:
     try:
         content = json.loads(path.read_text("utf-8"))
         files = [FileRecord(**record) for record in content.pop("files")]
-        return ShardManifest(**content, files=files)
+        packings = [Packing(**packing) for packing in content.pop("packings", [])]
+        return ShardManifest(**content, files=files, packings=packings)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"is no shard manifest: {error}", where=str(path), fix="prepare or import the data anew"
