@@ -22,8 +22,7 @@ from isthmus.data.prepare.units import Unit
 from isthmus.data.readers.records import Record, Reject
 from isthmus.data.shards.lineage import lineage_schema
 from isthmus.data.transcripts.document import BadCaptions
-from isthmus.files import new_file
-from isthmus.files import write_atomically
+from isthmus.files import new_file, write_atomically
 
 _ROWS_AT_ONCE = 500
 _BYTES_AT_ONCE = 16_000_000

@@ -171,7 +171,7 @@ class _Preparation:
         )
         self._copy_tokenizer()
         write_json(self._folder.out / SUMMARY, {name: vars(statistics) for name, statistics in sources.items()})
-        write_report(self._folder.out / REPORT, sources, self._plan.config_hash)
+        write_report(self._folder.out / REPORT, sources, self._plan.config_hash, outcome.packed)
         _check_rejects(self._folder, sources, self._data.max_reject_fraction)
         if not outcome.documents:
             raise UserError(

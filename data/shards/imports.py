@@ -95,9 +95,7 @@ def dataset_manifest(
         counts["documents"] += shard.documents
         counts["tokens"] += shard.tokens
         counts["shards"] += 1
-    listed = [
-        {name: value for name, value in asdict(shard).items() if name not in _OF_SHARDS} for shard in shards
-    ]
+    listed = [{name: value for name, value in asdict(shard).items() if name not in _OF_SHARDS} for shard in shards]
     return DatasetManifest(
         tool=f"isthmus {__version__}",
         config=config,

@@ -70,7 +70,9 @@ def _regions(starts: Numbers, size: int) -> Iterator[tuple[Numbers, np.ndarray]]
         yield np.bincount(window).astype("<i8"), pieces
 
 
-def pack_dataset(folder: Path, sequence_length: int, tell: Callable[[str], None] = str) -> list[ShardManifest]:
+def pack_dataset(
+    folder: Path, sequence_length: int, tell: Callable[[str], None] = lambda name: None
+) -> list[ShardManifest]:
     """Write the table of every shard of a dataset that has none of this length, and enter it in the manifest.
 
     Raises:
