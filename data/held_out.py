@@ -1,7 +1,7 @@
 """Which documents of a source of shards are held out: whole ones from places spread evenly over it.
 
-The last documents would be those of one site, channel or crawl. The choice depends on the documents' lengths alone, so it
-is the same wherever the data lies, and however windows are made.
+The last documents would be those of one site, channel or crawl. The choice depends on the documents' lengths alone, so
+it is the same wherever the data lies, and however windows are made.
 """
 
 from bisect import bisect_right

@@ -9,6 +9,7 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,7 @@ def _regions(starts: Numbers, size: int) -> Iterator[tuple[Numbers, np.ndarray]]
     first, tokens = cut(starts, size)
     region = max(_REGION_TOKENS, _REGION_WINDOWS * size)
     bounds = np.searchsorted(first, np.arange(0, int(starts[-1]) + region, region)).tolist()
-    for begin, end in zip(bounds, bounds[1:], strict=False):
+    for begin, end in pairwise(bounds):
         if begin == end:
             continue
         window = best_fit(tokens[begin:end], size)

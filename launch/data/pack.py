@@ -14,9 +14,9 @@ from isthmus.units import format_count
 _USAGE = """\
 isthmus data pack DIR sequence_length=N [--json]
 
-Pack the documents of a prepared or imported dataset into windows for samples of N tokens, as full as can be without
-cutting a document that fits (Best-fit Packing, arXiv 2404.10830), and write where they are. The shards stay as they are;
-training uses the table with data.packing=best_fit. A dataset can have tables for several lengths.
+Pack the documents of a prepared or imported dataset into samples of N tokens, as full as can be without cutting a
+document that fits (Best-fit Packing, arXiv 2404.10830), and write where they are. The shards stay as they are; training
+uses the table with data.packing=best_fit. A dataset can have tables for several lengths.
 """
 
 
