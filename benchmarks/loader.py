@@ -132,6 +132,7 @@ def write_large(folder: Path) -> None:
         BLOCK_BYTES,
         FileRecord,
         ShardManifest,
+        record_file,
         write_dataset_manifest,
         write_shard_manifest,
     )
@@ -148,8 +149,8 @@ def write_large(folder: Path) -> None:
             lengths = np.full(1_000, tokens // 1_000, dtype=np.int32)
             write_index(inside / f"{name}.idx", np.dtype("<u2"), lengths)
             blocks = [f"{number:064x}"] * (-(-tokens * 2 // BLOCK_BYTES))
-            record = FileRecord(f"{name}.bin", tokens * 2, blocks)
-            shards.append(ShardManifest(name, f"set{dataset}", len(lengths), tokens, "uint16", [record]))
+            records = [FileRecord(f"{name}.bin", tokens * 2, blocks), record_file(inside / f"{name}.idx")]
+            shards.append(ShardManifest(name, f"set{dataset}", len(lengths), tokens, "uint16", records))
             write_shard_manifest(inside, shards[-1])
         tokenizer = {"name": "none", "sha256": "0", "size": VOCABULARY, "end": 0}
         write_dataset_manifest(inside, dataset_manifest(shards, config="", tokenizer=tokenizer))

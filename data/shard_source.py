@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from isthmus.data.extras import need
 from isthmus.data.held_out import choose_held_out, without
 from isthmus.data.packed import PackedStream, Table
-from isthmus.data.reading import DEFAULT_BLOCK_BYTES, File, Reader
+from isthmus.data.reading import BlockHashes, File, Reader, read_whole
 from isthmus.data.shards.index import DTYPES, HEADER, MAGIC
-from isthmus.data.shards.manifest import DATASET_MANIFEST, SHARD_SUFFIX
+from isthmus.data.shards.manifest import DATASET_MANIFEST, FORMAT, SHARD_SUFFIX
 from isthmus.data.streams import Extent, Part, ShardStream, Stream
 from isthmus.errors import UserError
 
@@ -76,7 +75,7 @@ def is_shard_path(path: str) -> bool:
 def open_shards(
     path: str, only: str | None, reader: Reader, where: str, *, packed_for: int | None = None
 ) -> ShardSource:
-    """Open a source without reading more than its manifests.
+    """Open a source without reading more than its dataset's manifest.
 
     Args:
         packed_for: length of the packed windows that samples are to be (None: of tokens in a row).
@@ -102,8 +101,14 @@ def open_shards(
 def _open_dataset(path: str, only: str | None, reader: Reader, where: str, packed_for: int | None) -> ShardSource:
     root = path.rstrip("/") if "://" in path else str(Path(path).expanduser())
     manifest = _read_json(f"{root}/{DATASET_MANIFEST}", where)
-    names = [entry["name"] for entry in manifest["shards"] if only is None or entry["source"] == only]
-    if not names:
+    if manifest.get("format") != FORMAT:
+        raise UserError(
+            f"has format {manifest.get('format')}, this version reads {FORMAT}",
+            where=f"{root}/{DATASET_MANIFEST}",
+            fix="prepare or import the data anew",
+        )
+    entries = [entry for entry in manifest["shards"] if only is None or entry["source"] == only]
+    if not entries:
         raise UserError(
             f"there is no source '{only}' in {path}" if only else f"{path} is empty",
             where=f"{where}.only",
@@ -111,15 +116,14 @@ def _open_dataset(path: str, only: str | None, reader: Reader, where: str, packe
         )
     digest = hashlib.sha256()
     parts, tables = [], []
-    for name in names:
-        content = _read_json(f"{root}/{name}{SHARD_SUFFIX}", where)
-        part, identity = _part(root, content)
+    for entry in entries:
+        part, identity = _part(root, entry)
         digest.update(identity.encode())
         if not part.tokens:
             continue
         parts.append(part)
         if packed_for is not None:
-            table, identity = _table(root, content, part, packed_for, where)
+            table, identity = _table(root, entry, part, packed_for, where)
             digest.update(identity.encode())
             tables.append(table)
     if not parts:
@@ -129,26 +133,23 @@ def _open_dataset(path: str, only: str | None, reader: Reader, where: str, packe
     return ShardSource(parts, reader, digest.hexdigest()[:24], manifest["tokenizer"], folder, tables)
 
 
-def _part(root: str, content: dict[str, Any]) -> tuple[Part, str]:
-    records = {record["name"].rpartition(".")[2]: record for record in content["files"]}
-    record = records["bin"]
-    dtype = np.dtype(content["dtype"])
-    if record["bytes"] != content["tokens"] * dtype.itemsize:
+def _part(root: str, entry: dict[str, Any]) -> tuple[Part, str]:
+    records = {record["name"].rpartition(".")[2]: record for record in entry["files"]}
+    record, dtype = records["bin"], np.dtype(entry["dtype"])
+    if record["bytes"] != entry["tokens"] * dtype.itemsize:
         raise UserError(
-            f"has {record['bytes']} bytes, and the documents of its index take {content['tokens'] * dtype.itemsize}",
+            f"has {record['bytes']} bytes, and the documents of its index take {entry['tokens'] * dtype.itemsize}",
             where=os.path.join(root, record["name"]),
             fix="its documents overlap or leave gaps: write it anew with Megatron's own tools",
         )
-    file = _file(root, record)
-    index = records.get("idx") or {"name": f"{record['name'].removesuffix('.bin')}.idx", "bytes": 0}
+    file, index = (_file(root, entry["name"], records[suffix]) for suffix in ("bin", "idx"))
     # The name of the place is not part of what the data is.
-    identity = json.dumps([content["name"], content["tokens"], content["dtype"], record["blocks"]])
-    folder = None if file.remote else Path(root)
-    return Part(content["name"], file, _file(root, index, check=False), dtype, content["documents"], folder), identity
+    identity = json.dumps([entry["name"], entry["tokens"], entry["dtype"], record["digest"]])
+    return Part(entry["name"], file, index, dtype, entry["documents"], None if file.remote else Path(root)), identity
 
 
-def _table(root: str, content: dict[str, Any], part: Part, length: int, where: str) -> tuple[Table, str]:
-    packings = {packing["sequence_length"]: packing for packing in content.get("packings", [])}
+def _table(root: str, entry: dict[str, Any], part: Part, length: int, where: str) -> tuple[Table, str]:
+    packings = {packing["sequence_length"]: packing for packing in entry["packings"]}
     if length not in packings:
         others = ", ".join(str(known) for known in sorted(packings))
         raise UserError(
@@ -158,31 +159,25 @@ def _table(root: str, content: dict[str, Any], part: Part, length: int, where: s
             + (f"set train.sequence_length={others}" if len(packings) == 1 else "data.packing=stream"),
         )
     packing = packings[length]
-    (record,) = (record for record in content["files"] if record["name"] == packing["name"])
-    table = Table(part, _file(root, record), packing["windows"], packing["pieces"], packing["tokens"])
-    return table, json.dumps([packing["windows"], packing["pieces"], record["blocks"]])
+    (record,) = (record for record in entry["files"] if record["name"] == packing["name"])
+    file = _file(root, entry["name"], record)
+    table = Table(part, file, packing["windows"], packing["pieces"], packing["tokens"])
+    return table, json.dumps([packing["windows"], packing["pieces"], record["digest"]])
 
 
-def _file(root: str, record: dict[str, Any], *, check: bool = True) -> File:
+def _file(root: str, shard: str, record: dict[str, Any]) -> File:
     """Describe a file; one on this machine must have the size that its record says."""
-    file = File(
-        os.path.join(root, record["name"]),
-        record["bytes"],
-        record.get("blocks", ()),
-        record.get("block_bytes", DEFAULT_BLOCK_BYTES),
-    )
-    if check and not file.remote:
+    location, size, block_bytes = os.path.join(root, record["name"]), record["bytes"], record["block_bytes"]
+    if "://" not in root:
         try:
-            size = os.stat(file.location).st_size
+            found = os.stat(location).st_size
         except OSError as error:
-            raise UserError(
-                f"cannot be read: {error.strerror}", where=file.location, fix="copy the data anew"
-            ) from None
-        if size != file.bytes:
-            raise UserError(
-                f"has {size} bytes instead of {file.bytes}", where=file.location, fix="copy it anew; it is damaged"
-            )
-    return file
+            raise UserError(f"cannot be read: {error.strerror}", where=location, fix="copy the data anew") from None
+        if found != size:
+            raise UserError(f"has {found} bytes instead of {size}", where=location, fix="copy it anew; it is damaged")
+    manifest = f"{root}/{shard}{SHARD_SUFFIX}"
+    blocks = BlockHashes(manifest, record["name"], -(-size // block_bytes), record["digest"])
+    return File(location, size, blocks, block_bytes)
 
 
 def _bare(prefix: Path) -> tuple[Part, str]:
@@ -214,12 +209,7 @@ def _prefix(path: Path) -> Path:
 
 def _read_json(location: str, where: str) -> dict[str, Any]:
     try:
-        if "://" in location:
-            filesystem, path = need("fsspec.core").url_to_fs(location)
-            content = filesystem.cat_file(path)
-        else:
-            content = Path(location).read_bytes()
-        value: dict[str, Any] = json.loads(content)
+        value: dict[str, Any] = json.loads(read_whole(location))
         return value
     except FileNotFoundError:
         raise UserError(f"there is no {location}", where=f"{where}.path", fix="give a finished dataset") from None

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,13 @@ from isthmus.data.shards.manifest import (
     DATASET_MANIFEST,
     DatasetManifest,
     ShardManifest,
+    listed,
     record_file,
     write_dataset_manifest,
     write_shard_manifest,
 )
 from isthmus.data.shards.shard import Shard
 from isthmus.errors import UserError
-
-_OF_SHARDS = ("files", "dtype", "packings")  # what only the shards' own manifests say
 
 
 def import_shards(prefixes: Sequence[Path], out: Path, *, source: str, tokenizer: dict[str, Any]) -> DatasetManifest:
@@ -95,13 +93,12 @@ def dataset_manifest(
         counts["documents"] += shard.documents
         counts["tokens"] += shard.tokens
         counts["shards"] += 1
-    listed = [{name: value for name, value in asdict(shard).items() if name not in _OF_SHARDS} for shard in shards]
     return DatasetManifest(
         tool=f"isthmus {__version__}",
         config=config,
         tokenizer=tokenizer,
         sources=sources,
-        shards=listed,
+        shards=[listed(shard) for shard in shards],
         inputs=inputs or [],
         libraries=libraries or {},
     )

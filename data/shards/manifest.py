@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from isthmus.files import write_json
 DATASET_MANIFEST = "manifest.json"
 SHARD_SUFFIX = ".manifest.json"
 BLOCK_BYTES = 16 * 2**20
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,18 @@ class ShardManifest:
 
 @dataclass(frozen=True)
 class DatasetManifest:
-    """Everything about a dataset; written last, so a dataset with a manifest is complete."""
+    """Everything about a dataset; written last, so a dataset with a manifest is complete.
+
+    `shards` are the shards' manifests with one digest in the place of each file's block hashes: to open a dataset,
+    however many shards it has, this one file is read.
+    """
 
     tool: str
     config: str
     tokenizer: dict[str, Any]
     sources: dict[str, dict[str, int]]
     shards: list[dict[str, Any]]
-    format: int = 1
+    format: int = FORMAT
     inputs: list[dict[str, Any]] = field(default_factory=list)
     libraries: dict[str, str] = field(default_factory=dict)
 
@@ -92,6 +97,19 @@ def read_shard_manifest(path: Path) -> ShardManifest:
         raise UserError(
             f"is no shard manifest: {error}", where=str(path), fix="prepare or import the data anew"
         ) from None
+
+
+def digest_of(blocks: Sequence[str]) -> str:
+    """Return one hash for those of a file's blocks."""
+    return hashlib.sha256("".join(blocks).encode()).hexdigest()
+
+
+def listed(shard: ShardManifest) -> dict[str, Any]:
+    """Return a shard as its dataset's manifest lists it."""
+    entry = asdict(shard)
+    for record in entry["files"]:
+        record["digest"] = digest_of(record.pop("blocks"))
+    return entry
 
 
 def write_dataset_manifest(folder: Path, manifest: DatasetManifest) -> None:

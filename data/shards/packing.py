@@ -16,7 +16,15 @@ import numpy as np
 
 from isthmus.data.shards.best_fit import Numbers, best_fit, cut
 from isthmus.data.shards.dataset import Dataset
-from isthmus.data.shards.manifest import FileRecord, Packing, ShardManifest, record_file, write_shard_manifest
+from isthmus.data.shards.manifest import (
+    FileRecord,
+    Packing,
+    ShardManifest,
+    listed,
+    record_file,
+    write_dataset_manifest,
+    write_shard_manifest,
+)
 from isthmus.errors import UserError
 from isthmus.files import new_file
 
@@ -74,7 +82,7 @@ def _regions(starts: Numbers, size: int) -> Iterator[tuple[Numbers, np.ndarray]]
 def pack_dataset(
     folder: Path, sequence_length: int, tell: Callable[[str], None] = lambda name: None
 ) -> list[ShardManifest]:
-    """Write the table of every shard of a dataset that has none of this length, and enter it in the manifest.
+    """Write the table of every shard of a dataset that has none of this length, and enter it in the manifests.
 
     Raises:
         UserError: there is no dataset, it cannot be written, or its index does not fit its tokens.
@@ -99,6 +107,7 @@ def pack_dataset(
             write_shard_manifest(folder, shard)
             tell(shard.name)
         found.append(shard)
+    write_dataset_manifest(folder, replace(dataset.manifest, shards=[listed(shard) for shard in found]))
     return found
 
 

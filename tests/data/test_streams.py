@@ -16,6 +16,7 @@ from isthmus.data.corpus import build_corpus
 from isthmus.data.loader import MixtureLoader, validate_corpus
 from isthmus.data.reading import Reader
 from isthmus.data.shard_source import is_shard_path, open_shards
+from isthmus.data.shards.dataset import Dataset
 from isthmus.data.shares import Division
 from isthmus.data.streams import Extent, ShardStream
 from isthmus.errors import UserError
@@ -114,6 +115,23 @@ def test_an_object_store_is_read_in_blocks_that_are_kept(tmp_path: Path) -> None
     _, bad = windows(open_shards("memory://bucket/set", None, fresh, "here").stream, [700])
     assert "is not what its manifest says" in bad[0]
     store.rm("/bucket", recursive=True)
+
+
+def test_one_file_is_read_to_open_a_dataset_and_the_shards_manifests_must_fit_it(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "set", SHARDS)
+    path = tmp_path / "set/made-00002.manifest.json"
+    path.write_text(path.read_text().replace("0", "1"))
+    stream = open_shards(str(tmp_path / "set"), None, reader(tmp_path, check_blocks=True), "here").stream
+    _, bad = windows(stream, [0, 210, 610])
+    assert list(bad) == [1]
+    assert "made-00002.manifest.json is not the one that its dataset was made with" in bad[1]
+    assert any("is not what manifest.json says of it" in line for line in Dataset(tmp_path / "set").damaged())
+    path.unlink()
+    assert "made-00002.manifest.json cannot be read" in windows(stream, [210])[1][0]
+    old = tmp_path / "set/manifest.json"
+    old.write_text(old.read_text().replace('"format": 2', '"format": 1'))
+    with pytest.raises(UserError, match=r"manifest.json: has format 1, this version reads 2"):
+        open_shards(str(tmp_path / "set"), None, reader(tmp_path), "here")
 
 
 def test_a_megatron_prefix_needs_no_manifest(tmp_path: Path) -> None:
