@@ -14,6 +14,7 @@ from isthmus.data.streams import Extent, Part
 from isthmus.errors import UserError
 
 _PLACES = 32  # each costs a few reads of an index at start-up
+Run = tuple[int, int]  # from a token of the whole source to another
 
 
 def choose_held_out(parts: Sequence[Part], wanted: int, reader: Reader) -> list[Extent]:
@@ -24,11 +25,13 @@ def choose_held_out(parts: Sequence[Part], wanted: int, reader: Reader) -> list[
     """
     if wanted <= 0:
         return []
+    documents = _Documents(parts, reader)
     try:
-        runs = _runs(parts, wanted, reader) or _one_document(parts, reader)
+        runs = _spread(documents, wanted) or _one(documents)
     except BadRead as error:
         raise UserError(str(error), where="held-out documents", fix="copy the data anew") from None
-    return runs or _end(parts, wanted)
+    # What is left is a source of one document, which is cut inside it.
+    return documents.extents(runs or [(documents.tokens - wanted, documents.tokens)])
 
 
 def without(parts: Sequence[Part], held_out: Sequence[Extent]) -> list[Extent]:
@@ -45,57 +48,55 @@ def without(parts: Sequence[Part], held_out: Sequence[Extent]) -> list[Extent]:
     return [extent for extent in left if extent.last > extent.first]
 
 
-def _runs(parts: Sequence[Part], wanted: int, reader: Reader) -> list[Extent]:
+class _Documents:
+    """The documents of all shards, by tokens counted over the whole source."""
+
+    def __init__(self, parts: Sequence[Part], reader: Reader) -> None:
+        self._parts, self._reader = parts, reader
+        self._ends = np.cumsum([part.tokens for part in parts], dtype=np.int64).tolist()
+        self.tokens: int = self._ends[-1]
+        self.count = sum(part.documents for part in parts)
+
+    def around(self, token: int) -> Run:
+        """Return where the document of a token begins and ends."""
+        number = bisect_right(self._ends, token)
+        before = self._ends[number - 1] if number else 0
+        bounds = self._parts[number].boundaries(self._reader)
+        document = bounds.at(token - before)
+        return before + bounds.start(document), before + bounds.start(document + 1)
+
+    def extents(self, runs: Sequence[Run]) -> list[Extent]:
+        found = []
+        for first, last in runs:
+            while first < last:
+                number = bisect_right(self._ends, first)
+                before = self._ends[number - 1] if number else 0
+                stop = min(last, self._ends[number])
+                found.append(Extent(self._parts[number], first - before, stop - before))
+                first = stop
+        return found
+
+
+def _spread(documents: _Documents, wanted: int) -> list[Run]:
     """Take the documents from each of some evenly spread tokens on, up to the boundary nearest to a fair share."""
-    ends = np.cumsum([part.tokens for part in parts], dtype=np.int64).tolist()
-    total, documents = ends[-1], sum(part.documents for part in parts)
-    places = max(1, min(_PLACES, wanted * documents // total))  # each is to have a document at least
-    found: list[Extent] = []
-    taken = 0
+    places = max(1, min(_PLACES, wanted * documents.count // documents.tokens))  # each is to have one at least
+    runs: list[Run] = []
+    taken = reached = 0
     for place in range(places):
         share = (wanted - taken) // (places - place)
-        if share <= 0:
-            break
-        token = (2 * place + 1) * total // (2 * places)
-        number = bisect_right(ends, token)
-        part, before = parts[number], ends[number - 1] if number else 0
-        bounds = part.boundaries(reader)
-        first = bounds.start(bounds.at(token - before))
-        if found and found[-1].part is part:
-            first = max(first, found[-1].last)
-        goal, last = first + share, part.tokens
-        if goal < last:
-            document = bounds.at(goal)
-            last = min(bounds.start(document), bounds.start(document + 1), key=lambda bound: abs(bound - goal))
+        first = max(documents.around((2 * place + 1) * documents.tokens // (2 * places))[0], reached)
+        goal = min(first + share, documents.tokens)
+        last = goal
+        if first < goal < documents.tokens:
+            last = min(documents.around(goal), key=lambda bound: abs(bound - goal))
         if last > first:
-            found.append(Extent(part, first, last))
-            taken += last - first
-    return found
-
-
-def _one_document(parts: Sequence[Part], reader: Reader) -> list[Extent]:
-    """Return the smallest of a few long documents, unless it is most of the source."""
-    total = sum(part.tokens for part in parts)
-    found: list[Extent] = []
-    for place in range(_PLACES):
-        token = (2 * place + 1) * total // (2 * _PLACES)
-        for part in parts:
-            if token < part.tokens:
-                bounds = part.boundaries(reader)
-                document = bounds.at(token)
-                found.append(Extent(part, bounds.start(document), bounds.start(document + 1)))
-                break
-            token -= part.tokens
-    smallest = min(found, key=lambda extent: extent.last - extent.first)
-    return [smallest] if 2 * (smallest.last - smallest.first) <= total else []
-
-
-def _end(parts: Sequence[Part], wanted: int) -> list[Extent]:
-    """Cut the last tokens off, inside of the one document that there is."""
-    runs: list[Extent] = []
-    for part in reversed(parts):
-        size = min(wanted, part.tokens)
-        if size:
-            runs.insert(0, Extent(part, part.tokens - size, part.tokens))
-        wanted -= size
+            runs.append((first, last))
+            taken, reached = taken + last - first, last
     return runs
+
+
+def _one(documents: _Documents) -> list[Run]:
+    """Return the shortest of a few documents, which are all long, unless it is most of the source."""
+    found = [documents.around((2 * place + 1) * documents.tokens // (2 * _PLACES)) for place in range(_PLACES)]
+    first, last = min(found, key=lambda run: run[1] - run[0])
+    return [(first, last)] if 2 * (last - first) <= documents.tokens else []

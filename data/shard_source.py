@@ -145,7 +145,8 @@ def _part(root: str, entry: dict[str, Any]) -> tuple[Part, str]:
     file, index = (_file(root, entry["name"], records[suffix]) for suffix in ("bin", "idx"))
     # The name of the place is not part of what the data is.
     identity = json.dumps([entry["name"], entry["tokens"], entry["dtype"], record["digest"]])
-    return Part(entry["name"], file, index, dtype, entry["documents"], None if file.remote else Path(root)), identity
+    lineage = os.path.join(root, records["parquet"]["name"]) if "parquet" in records else None
+    return Part(entry["name"], file, index, dtype, entry["documents"], lineage), identity
 
 
 def _table(root: str, entry: dict[str, Any], part: Part, length: int, where: str) -> tuple[Table, str]:

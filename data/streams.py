@@ -4,7 +4,6 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from isthmus.data.boundaries import Boundaries
 from isthmus.data.reading import BadRead, File, Reader
+from isthmus.data.shards.lineage import read_row
 
 Tokens = NDArray[Any]
 
@@ -103,7 +103,7 @@ class Part:
     index: File
     dtype: np.dtype
     documents: int
-    folder: Path | None = None  # of the dataset, where it has lineage and lies on this machine
+    lineage: str | None = None  # the file that says where each document came from
 
     @property
     def tokens(self) -> int:
@@ -114,13 +114,9 @@ class Part:
 
     def about(self, document: int) -> dict[str, Any]:
         """Return what is known of a document."""
-        from isthmus.data.shards.lineage import read_lineage
-        from isthmus.data.shards.manifest import SHARD_SUFFIX, read_shard_manifest
-
         about: dict[str, Any] = {"shard": self.name, "document": document}
-        if self.folder is not None:
-            manifest = read_shard_manifest(self.folder / f"{self.name}{SHARD_SUFFIX}")
-            about["lineage"] = read_lineage(self.folder, manifest, document)
+        if self.lineage is not None:
+            about["lineage"] = read_row(self.lineage, document)
         return about
 
 
