@@ -11,6 +11,7 @@ smaller files, since its sample index for 10^12 tokens would not fit, and given 
 
 import argparse
 import functools
+import importlib.machinery
 import json
 import os
 import platform
@@ -368,6 +369,7 @@ def stub_torchvision() -> None:
         module = types.ModuleType(name)
         module.__getattr__ = stand_in  # type: ignore[method-assign]
         module.__path__ = []
+        module.__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=True)  # transformers looks for it
         sys.modules[name] = module
 
 
