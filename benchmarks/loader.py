@@ -284,9 +284,11 @@ def access(folder: Path) -> dict[str, float]:
     """Windows anywhere in files of the page cache, copied to a buffer by pread or from a map; bytes per CPU second."""
     files = sorted((folder / "small").glob("*.bin"))
     descriptors = [os.open(file, os.O_RDONLY) for file in files]
-    maps = [np.memmap(file, dtype="<u2", mode="r") for file in files]
+    maps = [np.asarray(np.memmap(file, dtype="<u2", mode="r")) for file in files]  # slices of a memmap are slow
     draw = np.random.default_rng(0)
-    starts = [(int(draw.integers(8)), int(draw.integers(len(maps[0]) - 2 * LENGTH))) for _ in range(40_000)]
+    starts = [
+        (file, int(draw.integers(len(maps[file]) - LENGTH))) for file in draw.integers(len(maps), size=40_000).tolist()
+    ]
     row = np.empty(LENGTH + 1, dtype="<u2")
     target = memoryview(row.view(np.uint8).data)
 
