@@ -207,6 +207,8 @@ def quotas_of(shares: Mapping[str, float | Fraction], *, capped: frozenset[str] 
     ) or sorted(quotas, key=lambda name: -quotas[name])
     for name in _in_turn(by_remainder, missing):
         quotas[name] += 1
+    for _ in range(-missing):  # the places of sources that asked for less than one
+        quotas[max(quotas, key=lambda name: (quotas[name], name))] -= 1
     common = math.gcd(*quotas.values())
     return {name: quota // common for name, quota in quotas.items()}
 
