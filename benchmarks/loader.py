@@ -1,14 +1,17 @@
 """The loader beside Megatron's, mosaicml-streaming and litdata: start-up, tokens per CPU second, random access.
 
-    python benchmarks/loader.py [--tokens 50000000] [--rounds 3] [--peer-python PYTHON] [--out FILE]
+    python benchmarks/loader.py [--tokens 50000000] [--rounds 3] [--peers FOLDER] [--out FILE]
 
 Every contender reads the same tokens in samples of 1024, in a process of its own with one thread, in turn, with the
-page cache warm; a figure is the median over rounds. PYTHON is an interpreter that has mosaicml-streaming and
-litdata. The large mixture is of sparse files. Megatron's build is timed on fewer and smaller files, since its sample
-index for 10^12 tokens would not fit, and given per file.
+page cache warm; a figure is the median over rounds. litdata reads in order; isthmus, Megatron and mosaicml-streaming
+shuffle. FOLDER has the peers: `pip install --target FOLDER --no-deps litdata mosaicml-streaming`, and
+what they ask for when they are imported. The large mixture is of sparse files. Megatron's build is timed on fewer and
+smaller files, since its sample index for 10^12 tokens would not fit, and given per file.
 """
 
 import argparse
+import functools
+import importlib.machinery
 import json
 import os
 import platform
@@ -32,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=50_000_000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--peer-python")
+    parser.add_argument("--peers", type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--contender", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -52,18 +55,21 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     write_small(folder / "small", arguments.tokens)
     write_large(folder / "large")
     write_many(folder / "many")
-    readers = ["isthmus", "megatron"]
-    if arguments.peer_python:
-        for peer in ("litdata", "streaming"):
-            if run(f"prepare-{peer}", folder, arguments.peer_python) is not None:
-                readers.append(peer)
+    readers = ["isthmus", "isthmus-packed", "megatron"]
+    peers = ("litdata", "streaming") if arguments.peers else ()
+    readers += [peer for peer in peers if run(f"prepare-{peer}", folder, arguments.peers) is not None]
     rates: dict[str, list[float]] = {name: [] for name in readers}
+    access: dict[str, list[float]] = {"pread": [], "mmap": []}
+    start: list[dict[str, float]] = []
     for _ in range(arguments.rounds):
         for name in readers:  # in turn
-            python = sys.executable if name in ("isthmus", "megatron") else arguments.peer_python
-            found = run(name, folder, python)
+            found = run(name, folder, arguments.peers)
             if found is not None:
                 rates[name].append(found["tokens_per_cpu_second"])
+        for name, found_rate in (run("access", folder) or {}).items():
+            access[name].append(found_rate)
+        if found := run("start", folder):
+            start.append(found)
     medians = {name: statistics.median(found) for name, found in rates.items() if found}
     return {
         "machine": platform.processor() or platform.machine(),
@@ -72,15 +78,20 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         "tokens_per_cpu_second": medians,
         "all_rounds": rates,
         "isthmus_over": {name: medians["isthmus"] / rate for name, rate in medians.items() if name != "isthmus"},
-        "start": run("start", folder, sys.executable),
-        "megatron_start": run("megatron-start", folder, sys.executable),
-        "random_access": run("random", folder, sys.executable),
+        "bytes_per_cpu_second": {name: statistics.median(found) for name, found in access.items()},
+        "start": {name: statistics.median(found[name] for found in start) for name in start[0]},
+        "start_all_rounds": {name: [found[name] for found in start] for name in ("seconds", "cpu_seconds")},
+        "megatron_start": run("megatron-start", folder),
+        "random_access": run("random", folder),
+        "packing": run("packing", folder),
     }
 
 
-def run(contender: str, folder: Path, python: str) -> dict[str, Any] | None:
+def run(contender: str, folder: Path, peers: Path | None = None) -> dict[str, Any] | None:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [python, __file__, "--contender", contender, "--folder", str(folder)]
+    if peers and contender.removeprefix("prepare-") in ("litdata", "streaming"):
+        environment["PYTHONPATH"] = str(peers)
+    command = [sys.executable, __file__, "--contender", contender, "--folder", str(folder)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         print(f"{contender} does not run here: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
@@ -90,8 +101,9 @@ def run(contender: str, folder: Path, python: str) -> dict[str, Any] | None:
 
 
 def write_small(folder: Path, tokens: int) -> None:
-    """Write eight shards of documents of 300 to 3,000 tokens."""
+    """Write eight shards of documents of 300 to 3,000 tokens, packed too."""
     from isthmus.data.shards.imports import import_shards
+    from isthmus.data.shards.packing import pack_dataset
 
     prefixes = []
     draw = np.random.default_rng(0)
@@ -101,6 +113,7 @@ def write_small(folder: Path, tokens: int) -> None:
         prefixes.append(write_shard(folder / f"part-{number}", lengths, content))
     tokenizer = {"name": "none", "sha256": "0", "size": VOCABULARY, "end": 0}
     import_shards(prefixes, folder, source="small", tokenizer=tokenizer)
+    pack_dataset(folder, LENGTH)
 
 
 def write_shard(prefix: Path, lengths: np.ndarray, content: np.ndarray) -> Path:
@@ -120,6 +133,7 @@ def write_large(folder: Path) -> None:
         BLOCK_BYTES,
         FileRecord,
         ShardManifest,
+        record_file,
         write_dataset_manifest,
         write_shard_manifest,
     )
@@ -136,8 +150,8 @@ def write_large(folder: Path) -> None:
             lengths = np.full(1_000, tokens // 1_000, dtype=np.int32)
             write_index(inside / f"{name}.idx", np.dtype("<u2"), lengths)
             blocks = [f"{number:064x}"] * (-(-tokens * 2 // BLOCK_BYTES))
-            record = FileRecord(f"{name}.bin", tokens * 2, blocks)
-            shards.append(ShardManifest(name, f"set{dataset}", len(lengths), tokens, "uint16", [record]))
+            records = [FileRecord(f"{name}.bin", tokens * 2, blocks), record_file(inside / f"{name}.idx")]
+            shards.append(ShardManifest(name, f"set{dataset}", len(lengths), tokens, "uint16", records))
             write_shard_manifest(inside, shards[-1])
         tokenizer = {"name": "none", "sha256": "0", "size": VOCABULARY, "end": 0}
         write_dataset_manifest(inside, dataset_manifest(shards, config="", tokenizer=tokenizer))
@@ -149,8 +163,8 @@ def write_many(folder: Path, count: int = 40) -> None:
         write_shard(folder / f"part-{number}", np.full(500, 1_000, dtype=np.int32), np.ones(500_000, dtype="<u2"))
 
 
-def our_loader(sources: dict[str, Path], samples: int, folder: Path) -> Any:
-    from isthmus.data.config import DataConfig, SourceConfig
+def our_loader(sources: dict[str, Path], samples: int, folder: Path, *, packed: bool = False) -> Any:
+    from isthmus.data.config import DataConfig, Packing, SourceConfig
     from isthmus.data.corpus import build_corpus
     from isthmus.data.loader import MixtureLoader, validate_corpus
     from isthmus.data.shares import Division
@@ -162,8 +176,9 @@ def our_loader(sources: dict[str, Path], samples: int, folder: Path) -> Any:
         },
         cache_dir=str(folder / "cache"),
         held_out=0.001,
+        packing=Packing.best_fit if packed else Packing.stream,
     )
-    corpus = build_corpus(config, VOCABULARY)
+    corpus = build_corpus(config, VOCABULARY, LENGTH)
     mixture = validate_corpus(
         corpus, config, sequence_length=LENGTH, global_batch=BATCH, steps=samples // BATCH, seed=0, held_out=False
     )
@@ -172,9 +187,9 @@ def our_loader(sources: dict[str, Path], samples: int, folder: Path) -> Any:
     )
 
 
-def isthmus(folder: Path) -> dict[str, float]:
+def isthmus(folder: Path, *, packed: bool = False) -> dict[str, float]:
     samples = Path(folder / "small/part-0.bin").stat().st_size * 8 // 2 // LENGTH
-    loader = our_loader({"small": folder / "small"}, samples, folder)
+    loader = our_loader({"small": folder / "small"}, samples, folder, packed=packed)
     loader.next_step()
     return rate(lambda: sum(batch.tokens_BS.numel() for batch in loader.next_step()), samples // BATCH - 2)
 
@@ -265,6 +280,53 @@ def random_access(folder: Path) -> dict[str, float]:
     return {"samples": len(seconds), "p50_milliseconds": p50, "p99_milliseconds": p99, "p99_cpu_milliseconds": cpu_p99}
 
 
+def access(folder: Path) -> dict[str, float]:
+    """Windows anywhere in files of the page cache, copied to a buffer by pread or from a map; bytes per CPU second."""
+    files = sorted((folder / "small").glob("*.bin"))
+    descriptors = [os.open(file, os.O_RDONLY) for file in files]
+    maps = [np.asarray(np.memmap(file, dtype="<u2", mode="r")) for file in files]  # slices of a memmap are slow
+    draw = np.random.default_rng(0)
+    starts = [
+        (file, int(draw.integers(len(maps[file]) - LENGTH))) for file in draw.integers(len(maps), size=40_000).tolist()
+    ]
+    row = np.empty(LENGTH + 1, dtype="<u2")
+    target = memoryview(row.view(np.uint8).data)
+
+    def pread() -> None:
+        for file, start in starts:
+            os.preadv(descriptors[file], [target], 2 * start)
+
+    def mapped() -> None:
+        for file, start in starts:
+            row[:] = maps[file][start : start + LENGTH + 1]
+
+    def bytes_per_cpu_second(read: Any) -> float:
+        started = time.process_time()
+        read()
+        return len(starts) * row.nbytes / (time.process_time() - started)
+
+    return {"pread": bytes_per_cpu_second(pread), "mmap": bytes_per_cpu_second(mapped)}
+
+
+def packing(folder: Path) -> dict[str, float]:
+    """Packing documents whose lengths are log-normal, as those of web pages are, for samples of 4,096 tokens."""
+    from isthmus.data.shards.packing import write_packing
+
+    draw = np.random.default_rng(0)
+    lengths = np.maximum(1, draw.lognormal(6.2, 1.2, 1_000_000)).astype(np.int64)
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    table, record = write_packing(folder, "packed", starts, 4_096)
+    return {
+        "documents": len(lengths),
+        "tokens": table.tokens,
+        "cpu_seconds": time.process_time() - started,
+        "megabytes": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e6,
+        "table_bytes_per_token": record.bytes / table.tokens,
+        "fill": table.tokens / (table.windows * 4_097),
+    }
+
+
 def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
@@ -309,6 +371,7 @@ def stub_torchvision() -> None:
         module = types.ModuleType(name)
         module.__getattr__ = stand_in  # type: ignore[method-assign]
         module.__path__ = []
+        module.__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=True)  # transformers looks for it
         sys.modules[name] = module
 
 
@@ -334,6 +397,7 @@ def streaming(folder: Path) -> dict[str, float]:
 
 CONTENDERS = {
     "isthmus": isthmus,
+    "isthmus-packed": functools.partial(isthmus, packed=True),
     "megatron": megatron,
     "litdata": litdata,
     "streaming": streaming,
@@ -342,6 +406,8 @@ CONTENDERS = {
     "start": start,
     "megatron-start": megatron_start,
     "random": random_access,
+    "access": access,
+    "packing": packing,
 }
 
 

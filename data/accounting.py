@@ -90,6 +90,11 @@ def account(mixture: Mixture, synthetic: Mapping[str, bool], real_floor: float) 
                 f"{entry.name}: {artificial:.0%} synthetic leaves {1 - artificial:.0%} real data, below the floor of "
                 f"{real_floor:.0%} (data.real_floor)"
             )
+    for name, source in mixture.sources.items():
+        if source.fill < 1:
+            notes.append(
+                f"{name}: samples are of whole documents and {source.fill:.2%} full; tokens count their padding too"
+            )
     effective = {name: effective_tokens(unique[name], total[name].tokens) for name in counts}
     return Account(phases, total, available, unique, effective, warnings, notes)
 

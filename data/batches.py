@@ -86,12 +86,16 @@ class BatchReader:
         tokens, labels = (np.empty((count, length), dtype=np.int64) for _ in range(2))
         mask = np.ones((count, length), dtype=np.float32)
         bad: dict[int, str] = {}
+        packed: dict[int, list[int]] = {}
         for source in np.unique(sources):
             stream = self._streams[source]
             assert stream is not None, f"no stream of {self.order.names[source]}"
             rows = np.flatnonzero(sources == source)
             raw = np.empty((len(rows), length + 1), dtype=stream.dtype)
-            failed = stream.read(offsets[rows].tolist(), raw)
+            filled = stream.read(offsets[rows].tolist(), raw)
+            failed = filled.bad
+            if filled.ends is not None:
+                packed |= zip(rows.tolist(), filled.ends, strict=True)
             for row in _beyond(raw, cutting.vocab_size):
                 failed[row] = f"a token of {raw[row].max()} or more in a vocabulary of {cutting.vocab_size}"
                 raw[row] = 0
@@ -106,22 +110,32 @@ class BatchReader:
         for skipped in cutting.skip:
             mask[(samples >= skipped.start) & (samples < skipped.stop)] = 0
         names = [self.order.names[source] for source in sources]
-        return pack(tokens, labels, mask, names, cutting, bad)
+        return make_microbatches(tokens, labels, mask, names, cutting, bad, packed)
 
 
-def pack(
+def make_microbatches(
     tokens: NDArray[np.int64],
     labels: NDArray[np.int64],
     mask: NDArray[np.float32],
     sources: Sequence[str],
     cutting: Cutting,
     bad: Mapping[int, str],
+    packed: Mapping[int, Sequence[int]],
 ) -> list[Microbatch]:
-    """Cut rows into microbatches of tensors, which share the arrays' memory."""
+    """Cut rows into microbatches of tensors, which share the arrays' memory.
+
+    Args:
+        packed: for rows of packed windows, the place after each document; elsewhere the end-of-document token tells.
+    """
     documents = None
+    if packed:
+        _mask_padding(tokens, mask, cutting.end, packed)
     if cutting.tell_documents or cutting.mask_ends:
         assert cutting.end is not None
         ends = tokens == cutting.end
+        for row, places in packed.items():
+            ends[row] = False
+            ends[row, [place - 1 for place in places if place <= tokens.shape[1]]] = True
         if cutting.mask_ends:
             mask = mask * ~ends
         if cutting.tell_documents:
@@ -139,6 +153,17 @@ def pack(
         )
         for first in range(0, len(tokens), step)
     ]
+
+
+def _mask_padding(
+    tokens: NDArray[np.int64], mask: NDArray[np.float32], end: int | None, packed: Mapping[int, Sequence[int]]
+) -> None:
+    """No loss on padding, nor on what follows a document that was cut: the token before foretells nothing of it."""
+    for row, places in packed.items():
+        mask[row, places[-1] - 1 if places else 0 :] = 0
+        for place in places[:-1]:
+            if tokens[row, place - 1] != end:
+                mask[row, place - 1] = 0
 
 
 def _beyond(raw: NDArray[np.integer], vocab_size: int) -> list[int]:

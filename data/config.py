@@ -19,6 +19,11 @@ class Mixing(Enum):
     unimax = "unimax"
 
 
+class Packing(Enum):
+    stream = "stream"
+    best_fit = "best_fit"
+
+
 @dataclass(kw_only=True, slots=True)
 class SourceConfig:
     """One named source of documents."""
@@ -58,7 +63,11 @@ class DataConfig:
     vocab_size: int | None = key(None, "size of the byte-level BPE trained on the corpus (the model's, at most 8192)")
     tokenizer: str | None = key(None, "tokenizer file for text sources (null: that of the shards, or trained on them)")
     held_out: float = key(0.05, "fraction of every source kept for evaluation, whole documents")
-    held_out_tokens: int = key(2_000_000, "the most tokens kept of a source of shards; they are its last ones")
+    held_out_tokens: int = key(2_000_000, "the most tokens kept of a source of shards, from places all over it")
+    packing: Packing = key(
+        Packing.stream,
+        "stream (samples are tokens in a row), best_fit (of whole documents, by the table of `isthmus data pack`)",
+    )
     mask_documents: bool = key(False, "attention stays inside a document, and no loss on the first token of the next")
     reset_positions: bool = key(False, "positions begin at 0 in every document")
     skip: list[list[int]] = key([], "[[START, STOP], ...]: samples without a loss; nothing else moves")

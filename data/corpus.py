@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isthmus.data.config import DataConfig, DataKind, Mixing, SourceConfig
+from isthmus.data.config import DataConfig, DataKind, Mixing, Packing, SourceConfig
 from isthmus.data.documents import Document, read_source, split_held_out
 from isthmus.data.mixture import MixSource, Mixture, phases_of
 from isthmus.data.order import Shape
+from isthmus.data.packed import PackedStream
 from isthmus.data.reading import Reader
-from isthmus.data.shard_source import ShardSource, cut_held_out, is_shard_path, open_shards
+from isthmus.data.shard_source import ShardSource, is_shard_path, open_shards
 from isthmus.data.streams import ArrayStream, Stream
 from isthmus.data.tokenizer import END_ID, load_or_train
 from isthmus.data.tokenizers import TextTokenizer, load_text_tokenizer
@@ -35,6 +36,11 @@ class Source:
     fingerprint: str
 
     @property
+    def fill(self) -> float:
+        """Return which part of its samples is tokens and not padding."""
+        return self.train.fill if isinstance(self.train, PackedStream) else 1.0
+
+    @property
     def synthetic(self) -> bool:
         return self.config.kind is DataKind.synthetic
 
@@ -49,21 +55,31 @@ class Corpus:
     tokenizer: Any = None
 
 
-def build_corpus(config: DataConfig, vocab_size: int) -> Corpus:
+def build_corpus(config: DataConfig, vocab_size: int, sequence_length: int | None = None) -> Corpus:
     """Open every source; text is split and tokenised, with what the cache knows by its hash taken from there.
+
+    Args:
+        sequence_length: of the samples, needed where windows are packed.
 
     Raises:
         UserError: no sources, an unreadable or empty one, a weight that is negative, sources of different tokenizers,
-            an unwritable cache.
+            an unwritable cache, no table of packed windows.
     """
     _validate(config)
+    packed_for = sequence_length if config.packing is Packing.best_fit else None
     cache = Path(config.cache_dir).expanduser()
     reader = Reader(config.open_files, cache, config.cache_bytes, check_blocks=config.check_blocks)
     shards = {
-        name: open_shards(source.path, source.only, reader, f"data.sources.{name}")
+        name: open_shards(source.path, source.only, reader, f"data.sources.{name}", packed_for=packed_for)
         for name, source in sorted(config.sources.items())
         if source.path is not None and is_shard_path(source.path)
     }
+    if packed_for and (text_sources := sorted(set(config.sources) - set(shards))):
+        raise UserError(
+            "is text, and windows are packed when data is prepared",
+            where=f"data.sources.{text_sources[0]}",
+            fix="give what `isthmus data prepare` makes of it, or set data.packing=stream",
+        )
     made_by = _tokenizer_of(shards)
     if shards and len(shards) == len(config.sources):
         text = load_text_tokenizer(config.tokenizer) if config.tokenizer else None
@@ -79,8 +95,8 @@ def build_corpus(config: DataConfig, vocab_size: int) -> Corpus:
         )
     sources = dict(corpus.sources)
     for name, opened in shards.items():
-        wanted = min(int(config.held_out * len(opened.stream)), config.held_out_tokens)
-        train, held_out = cut_held_out(opened.stream, wanted)
+        wanted = min(int(config.held_out * opened.tokens), config.held_out_tokens)
+        train, held_out = opened.split(wanted, sequence_length)
         sources[name] = Source(name, config.sources[name], train, held_out, opened.fingerprint)
     return Corpus(dict(sorted(sources.items())), corpus.vocab_size, corpus.end, corpus.tokenizer)
 
@@ -90,16 +106,16 @@ def mixture_of(corpus: Corpus, config: DataConfig, *, sequence_length: int, samp
     sources = {}
     for name, source in corpus.sources.items():
         wish = config.sources[name]
-        windows = window_count(source.train, sequence_length)
+        packed = isinstance(source.train, PackedStream)
         window_bytes = sequence_length * source.train.dtype.itemsize
         shape = Shape(
-            windows=windows,
-            tokens=len(source.train),
+            windows=source.train.windows(sequence_length),
+            tokens=0 if packed else len(source.train),
             stride=sequence_length,
             chunk_windows=max(1, config.shuffle_chunk_bytes // window_bytes),
             group_chunks=config.shuffle_group_chunks,
         )
-        sources[name] = MixSource(shape, source.fingerprint, wish.weight, wish.max_epochs)
+        sources[name] = MixSource(shape, source.fingerprint, wish.weight, wish.max_epochs, source.fill)
     return Mixture(
         sources=sources,
         phases=phases_of(config, sequence_length),
@@ -110,11 +126,6 @@ def mixture_of(corpus: Corpus, config: DataConfig, *, sequence_length: int, samp
         temperature=config.temperature,
         unimax_epochs=config.unimax_epochs,
     )
-
-
-def window_count(stream: Stream, sequence_length: int) -> int:
-    """Return how many windows of `sequence_length` tokens and their successors a stream holds."""
-    return max(0, (len(stream) - 1) // sequence_length)
 
 
 def _validate(config: DataConfig) -> None:
@@ -259,4 +270,4 @@ def _unwritable(error: OSError) -> UserError:
     return UserError(f"cannot be written: {error}", where="data.cache_dir", fix="choose another folder")
 
 
-__all__ = ["Corpus", "Source", "TextTokenizer", "build_corpus", "mixture_of", "window_count"]
+__all__ = ["Corpus", "Source", "TextTokenizer", "build_corpus", "mixture_of"]

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from isthmus.data.audit import Journal
-from isthmus.data.batches import BatchReader, Cutting, Microbatch, pack
+from isthmus.data.batches import BatchReader, Cutting, Microbatch, make_microbatches
 from isthmus.data.config import DataConfig
-from isthmus.data.corpus import Corpus, mixture_of, window_count
+from isthmus.data.corpus import Corpus, mixture_of
 from isthmus.data.extras import need
 from isthmus.data.mixture import Mixture
 from isthmus.data.order import Order
@@ -100,7 +100,7 @@ class MixtureLoader:
         length, micro_batch = self._cutting.sequence_length, self._cutting.micro_batch
         windows: list[tuple[str, int]] = []
         for name, source in self._corpus.sources.items():
-            count = window_count(source.held_out, length)
+            count = source.held_out.windows(length)
             taken = min(samples_per_source, count)
             windows += [(name, index * count // taken) for index in range(taken)]
         mine = windows[part::parts]
@@ -114,7 +114,7 @@ class MixtureLoader:
         mask[: len(mine)] = 1
         names = [name for name, _ in mine] + [""] * (rows - len(mine))
         tokens, labels = (np.ascontiguousarray(part) for part in (found[:, :-1], found[:, 1:]))
-        return pack(tokens, labels, mask, names, self._cutting, {})
+        return make_microbatches(tokens, labels, mask, names, self._cutting, {}, {})
 
     def state_dict(self) -> dict[str, Any]:
         return {"samples": self._samples, "log": self.log.dump()}
@@ -159,7 +159,7 @@ class MixtureLoader:
 
     def _held_out_window(self, stream: Stream, index: int) -> np.ndarray:
         rows = np.empty((1, self._cutting.sequence_length + 1), dtype=stream.dtype)
-        if bad := stream.read([index * self._cutting.sequence_length], rows):
+        if bad := stream.read([index * self._cutting.sequence_length], rows).bad:
             raise UserError(bad[0], where="held-out tokens", fix="copy the data anew")
         return rows[0]
 
@@ -219,13 +219,13 @@ def validate_corpus(
             evaluate on, or a wish to know documents that have no known end.
     """
     for name, source in corpus.sources.items():
-        if len(source.train) <= sequence_length:
+        if not source.train.windows(sequence_length) or not len(source.train):
             raise UserError(
                 f"has {len(source.train)} training tokens, fewer than one sample of {sequence_length} + 1",
                 where=f"data.sources.{name}",
                 fix="add text or lower train.sequence_length",
             )
-        if held_out and len(source.held_out) <= sequence_length:
+        if held_out and not source.held_out.windows(sequence_length):
             raise UserError(
                 f"has {len(source.held_out)} held-out tokens, fewer than one sample of {sequence_length} + 1",
                 where=f"data.sources.{name}",

@@ -15,12 +15,13 @@ from isthmus.errors import UserError
 
 @dataclass(frozen=True)
 class MixSource:
-    """A source as the plan sees it; `fingerprint` changes with its content."""
+    """A source as the plan sees it; `fingerprint` changes with its content, `fill` is the part that is no padding."""
 
     shape: Shape
     fingerprint: str
     weight: float = 1.0
     max_epochs: float | None = None
+    fill: float = 1.0
 
     @property
     def cap(self) -> int | None:

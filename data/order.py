@@ -51,7 +51,8 @@ class Segment:
 
 @dataclass(frozen=True)
 class Position:
-    """Where a sample is: the window's number in the source, and the token of its stream that it begins with."""
+    """Where a sample is: the window's number in the source, and the token of its stream that it begins with (where
+    windows are packed, the window's number again)."""
 
     phase: str
     source: str
@@ -206,6 +207,8 @@ def quotas_of(shares: Mapping[str, float | Fraction], *, capped: frozenset[str] 
     ) or sorted(quotas, key=lambda name: -quotas[name])
     for name in _in_turn(by_remainder, missing):
         quotas[name] += 1
+    for _ in range(-missing):  # the places of sources that asked for less than one
+        quotas[max(quotas, key=lambda name: (quotas[name], name))] -= 1
     common = math.gcd(*quotas.values())
     return {name: quota // common for name, quota in quotas.items()}
 

@@ -97,6 +97,9 @@ class PhaseLog:
         for name, source in now["sources"].items():
             if name not in before:
                 continue
+            if bool(source[1]["tokens"]) != bool(before[name][1]["tokens"]):
+                was = "stream" if before[name][1]["tokens"] else "best_fit"
+                raise UserError(f"was {was} when this run began", where="data.packing", fix="set it back")
             if source[0] != before[name][0]:
                 raise UserError(
                     f"holds other data ({source[0]}) than when this run read it ({before[name][0]})",

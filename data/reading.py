@@ -5,6 +5,7 @@ an error of one window, where touching the missing page of a map would end the p
 """
 
 import hashlib
+import json
 import os
 import threading
 from collections import OrderedDict
@@ -12,12 +13,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from isthmus.data.extras import need
+from isthmus.data.shards.manifest import BLOCK_BYTES, digest_of
 from isthmus.files import write_atomically
-
-DEFAULT_BLOCK_BYTES = 16 * 2**20
 
 
 class BadRead(Exception):
@@ -31,11 +31,63 @@ class File:
     location: str
     bytes: int
     blocks: Sequence[str] = ()
-    block_bytes: int = DEFAULT_BLOCK_BYTES
+    block_bytes: int = BLOCK_BYTES
 
     @property
     def remote(self) -> bool:
         return "://" in self.location
+
+
+def read_whole(location: str) -> bytes:
+    """Return a small file's content.
+
+    Raises:
+        OSError, ImportError: it cannot be read; there is nothing that reads such a URL.
+    """
+    if "://" not in location:
+        return Path(location).read_bytes()
+    filesystem, path = need("fsspec.core").url_to_fs(location)
+    content: bytes = filesystem.cat_file(path)
+    return content
+
+
+class BlockHashes(Sequence[str]):
+    """The hashes of a file's blocks, read when the first one is needed.
+
+    Args:
+        manifest: the shard's, which has them.
+        name: of the file in it.
+        count: of the blocks.
+        digest: of their hashes, which is known from elsewhere.
+    """
+
+    def __init__(self, manifest: str, name: str, count: int, digest: str) -> None:
+        self._manifest, self._name, self._count, self._digest = manifest, name, count, digest
+        self._hashes: list[str] = []
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, number: int) -> str: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[str]: ...
+    def __getitem__(self, number: int | slice) -> str | list[str]:
+        """Return hashes.
+
+        Raises:
+            BadRead: the manifest cannot be read, or has others than it had.
+        """
+        if not self._hashes:
+            try:
+                files = json.loads(read_whole(self._manifest))["files"]
+                (self._hashes,) = (record["blocks"] for record in files if record["name"] == self._name)
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise BadRead(f"{self._manifest} cannot be read: {error}") from None
+            if len(self._hashes) != self._count or digest_of(self._hashes) != self._digest:
+                self._hashes = []
+                raise BadRead(f"{self._manifest} is not the one that its dataset was made with")
+        return self._hashes[number]
 
 
 class Reader:

@@ -3,33 +3,62 @@
 import hashlib
 import json
 import os
-import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from isthmus.data.extras import need
-from isthmus.data.reading import File, Reader
-from isthmus.data.shards.index import DTYPES, MAGIC
-from isthmus.data.shards.manifest import DATASET_MANIFEST, SHARD_SUFFIX
-from isthmus.data.streams import Part, ShardStream
+from isthmus.data.held_out import choose_held_out, without
+from isthmus.data.packed import PackedStream, Table
+from isthmus.data.reading import BlockHashes, File, Reader, read_whole
+from isthmus.data.shards.index import DTYPES, HEADER, MAGIC
+from isthmus.data.shards.manifest import DATASET_MANIFEST, FORMAT, SHARD_SUFFIX
+from isthmus.data.streams import Extent, Part, ShardStream, Stream
 from isthmus.errors import UserError
 
-_HEAD = struct.Struct("<9sQBQQ")
 _SAMPLED_BLOCKS, _SAMPLE_BYTES = 64, 4_096
 
 
 @dataclass(frozen=True)
 class ShardSource:
-    """All shards of a source in one stream; `tokenizer` is what the manifest says of it (empty for a bare prefix)."""
+    """All shards of a source; `tokenizer` is what the manifest says of it (empty for a bare prefix).
 
-    stream: ShardStream
+    Args:
+        tables: of the shards' packed windows, where samples are to be made of those.
+        fingerprint: of all that samples are read from, tables included.
+    """
+
+    parts: Sequence[Part]
+    reader: Reader
     fingerprint: str
-    tokenizer: dict[str, Any]
-    folder: Path | None
+    tokenizer: dict[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
+    tables: Sequence[Table] = ()
+
+    @property
+    def tokens(self) -> int:
+        return sum(part.tokens for part in self.parts)
+
+    @property
+    def stream(self) -> ShardStream:
+        return self._stream([Extent(part, 0, part.tokens) for part in self.parts])
+
+    def split(self, held_out_tokens: int, sequence_length: int | None = None) -> tuple[Stream, Stream]:
+        """Return what is trained on and what is held out, about so many tokens of whole documents.
+
+        Raises:
+            UserError: an index is damaged.
+        """
+        held_out = choose_held_out(self.parts, held_out_tokens, self.reader)
+        if self.tables:
+            assert sequence_length is not None
+            return PackedStream(self.tables, held_out, sequence_length, self.reader), self._stream(held_out)
+        return self._stream(without(self.parts, held_out)), self._stream(held_out)
+
+    def _stream(self, extents: Sequence[Extent]) -> ShardStream:
+        return ShardStream(extents, self.reader, self.parts[0].dtype)
 
 
 def is_shard_path(path: str) -> bool:
@@ -43,89 +72,113 @@ def is_shard_path(path: str) -> bool:
     return prefix.with_name(prefix.name + ".bin").is_file() and prefix.with_name(prefix.name + ".idx").is_file()
 
 
-def open_shards(path: str, only: str | None, reader: Reader, where: str) -> ShardSource:
-    """Open a source without reading more than its manifests.
+def open_shards(
+    path: str, only: str | None, reader: Reader, where: str, *, packed_for: int | None = None
+) -> ShardSource:
+    """Open a source without reading more than its dataset's manifest.
+
+    Args:
+        packed_for: length of the packed windows that samples are to be (None: of tokens in a row).
 
     Raises:
-        UserError: there is no dataset, the named source is not in it, or a file is missing or has another size.
+        UserError: there is no dataset, the named source is not in it, a file is missing or has another size, or there
+            is no table of such windows.
     """
     if "://" in path or (Path(path).expanduser() / DATASET_MANIFEST).is_file():
-        return _open_dataset(path, only, reader, where)
+        return _open_dataset(path, only, reader, where, packed_for)
     if only is not None:
         raise UserError(f"is '{only}', and a Megatron prefix has no sources", where=f"{where}.only", fix="leave it out")
+    if packed_for is not None:
+        raise UserError(
+            "is a bare Megatron prefix, which has no table of packed windows",
+            where=f"{where}.path",
+            fix=f"`isthmus data import` it, and `isthmus data pack DIR sequence_length={packed_for}`",
+        )
     part, fingerprint = _bare(_prefix(Path(path).expanduser()))
-    return ShardSource(ShardStream([part], reader), fingerprint, {}, None)
+    return ShardSource([part], reader, fingerprint)
 
 
-def cut_held_out(stream: ShardStream, wanted: int) -> tuple[ShardStream, ShardStream]:
-    """Split off the last documents, about `wanted` tokens; only the index of the shard that is cut is read.
-
-    A shard that is a single document is cut inside it.
-    """
-    cut = len(stream) - wanted
-    if wanted <= 0:
-        return stream, stream.view(len(stream), len(stream))
-    ends = np.cumsum([part.tokens for part in stream.parts])
-    number = int(np.searchsorted(ends, cut, side="right"))
-    before = int(ends[number - 1]) if number else 0
-    part = stream.parts[number]
-    if not part.file.remote:
-        starts = part.document_starts() + before
-        inside = int(np.searchsorted(starts, cut, side="right")) - 1
-        below, above = int(starts[inside]), int(starts[min(inside + 1, len(starts) - 1)])
-        cut = below if below > 0 else above if above < len(stream) else cut
-    return stream.view(0, cut), stream.view(cut, len(stream))
-
-
-def _open_dataset(path: str, only: str | None, reader: Reader, where: str) -> ShardSource:
+def _open_dataset(path: str, only: str | None, reader: Reader, where: str, packed_for: int | None) -> ShardSource:
     root = path.rstrip("/") if "://" in path else str(Path(path).expanduser())
     manifest = _read_json(f"{root}/{DATASET_MANIFEST}", where)
-    names = [entry["name"] for entry in manifest["shards"] if only is None or entry["source"] == only]
-    if not names:
+    if manifest.get("format") != FORMAT:
+        raise UserError(
+            f"has format {manifest.get('format')}, this version reads {FORMAT}",
+            where=f"{root}/{DATASET_MANIFEST}",
+            fix="prepare or import the data anew",
+        )
+    entries = [entry for entry in manifest["shards"] if only is None or entry["source"] == only]
+    if not entries:
         raise UserError(
             f"there is no source '{only}' in {path}" if only else f"{path} is empty",
             where=f"{where}.only",
             fix=f"choose one of: {', '.join(manifest['sources'])}",
         )
     digest = hashlib.sha256()
-    parts = []
-    for name in names:
-        content = _read_json(f"{root}/{name}{SHARD_SUFFIX}", where)
-        part, identity = _part(root, content, where)
+    parts, tables = [], []
+    for entry in entries:
+        part, identity = _part(root, entry)
         digest.update(identity.encode())
-        if part.tokens:
-            parts.append(part)
+        if not part.tokens:
+            continue
+        parts.append(part)
+        if packed_for is not None:
+            table, identity = _table(root, entry, part, packed_for, where)
+            digest.update(identity.encode())
+            tables.append(table)
     if not parts:
         raise UserError(f"{path} has no token", where=where, fix="prepare it anew")
     _same_type(parts, where)
     folder = None if "://" in path else Path(root)
-    return ShardSource(ShardStream(parts, reader), digest.hexdigest()[:24], manifest["tokenizer"], folder)
+    return ShardSource(parts, reader, digest.hexdigest()[:24], manifest["tokenizer"], folder, tables)
 
 
-def _part(root: str, content: dict[str, Any], where: str) -> tuple[Part, str]:
-    (record,) = (record for record in content["files"] if record["name"].endswith(".bin"))
-    location = os.path.join(root, record["name"])
-    dtype = np.dtype(content["dtype"])
-    if record["bytes"] != content["tokens"] * dtype.itemsize:
+def _part(root: str, entry: dict[str, Any]) -> tuple[Part, str]:
+    records = {record["name"].rpartition(".")[2]: record for record in entry["files"]}
+    record, dtype = records["bin"], np.dtype(entry["dtype"])
+    if record["bytes"] != entry["tokens"] * dtype.itemsize:
         raise UserError(
-            f"has {record['bytes']} bytes, and the documents of its index take {content['tokens'] * dtype.itemsize}",
-            where=location,
+            f"has {record['bytes']} bytes, and the documents of its index take {entry['tokens'] * dtype.itemsize}",
+            where=os.path.join(root, record["name"]),
             fix="its documents overlap or leave gaps: write it anew with Megatron's own tools",
         )
-    remote = "://" in root
-    if not remote:
+    file, index = (_file(root, entry["name"], records[suffix]) for suffix in ("bin", "idx"))
+    # The name of the place is not part of what the data is.
+    identity = json.dumps([entry["name"], entry["tokens"], entry["dtype"], record["digest"]])
+    lineage = os.path.join(root, records["parquet"]["name"]) if "parquet" in records else None
+    return Part(entry["name"], file, index, dtype, entry["documents"], lineage), identity
+
+
+def _table(root: str, entry: dict[str, Any], part: Part, length: int, where: str) -> tuple[Table, str]:
+    packings = {packing["sequence_length"]: packing for packing in entry["packings"]}
+    if length not in packings:
+        others = ", ".join(str(known) for known in sorted(packings))
+        raise UserError(
+            f"{part.name} is packed for samples of {others or 'no length'}, not of {length}",
+            where=where,
+            fix=f"`isthmus data pack DIR sequence_length={length}`, or "
+            + (f"set train.sequence_length={others}" if len(packings) == 1 else "data.packing=stream"),
+        )
+    packing = packings[length]
+    (record,) = (record for record in entry["files"] if record["name"] == packing["name"])
+    file = _file(root, entry["name"], record)
+    table = Table(part, file, packing["windows"], packing["pieces"], packing["tokens"])
+    return table, json.dumps([packing["windows"], packing["pieces"], record["digest"]])
+
+
+def _file(root: str, shard: str, record: dict[str, Any]) -> File:
+    """Describe a file; one on this machine must have the size that its record says."""
+    location, size, block_bytes = os.path.join(root, record["name"]), record["bytes"], record["block_bytes"]
+    if "://" not in root:
         try:
-            size = os.stat(location).st_size
+            found = os.stat(location).st_size
         except OSError as error:
             raise UserError(f"cannot be read: {error.strerror}", where=location, fix="copy the data anew") from None
-        if size != record["bytes"]:
-            raise UserError(
-                f"has {size} bytes instead of {record['bytes']}", where=location, fix="copy it anew; it is damaged"
-            )
-    file = File(location, record["bytes"], record["blocks"], record["block_bytes"])
-    # The name of the place is not part of what the data is.
-    identity = json.dumps([content["name"], content["tokens"], content["dtype"], record["blocks"]])
-    return Part(content["name"], file, dtype, content["documents"], None if remote else Path(root)), identity
+        if found != size:
+            raise UserError(f"has {found} bytes instead of {size}", where=location, fix="copy it anew; it is damaged")
+    manifest = f"{root}/{shard}{SHARD_SUFFIX}"
+    blocks = BlockHashes(manifest, record["name"], -(-size // block_bytes), record["digest"])
+    return File(location, size, blocks, block_bytes)
 
 
 def _bare(prefix: Path) -> tuple[Part, str]:
@@ -133,10 +186,10 @@ def _bare(prefix: Path) -> tuple[Part, str]:
     binary, index = prefix.with_name(prefix.name + ".bin"), prefix.with_name(prefix.name + ".idx")
     size = binary.stat().st_size
     with index.open("rb") as file:
-        head = file.read(_HEAD.size)
-    if len(head) < _HEAD.size or head[:9] != MAGIC or head[17] not in DTYPES:
+        head = file.read(HEADER.size)
+    if len(head) < HEADER.size or head[:9] != MAGIC or head[17] not in DTYPES:
         raise UserError("is no Megatron index", where=str(index), fix="give the prefix of a .bin and .idx")
-    _, _, code, _, boundaries = _HEAD.unpack(head)
+    _, _, code, _, boundaries = HEADER.unpack(head)
     dtype = DTYPES[code]
     if dtype.kind not in "iu" or size % dtype.itemsize or not size:
         raise UserError(f"holds {size} bytes of {dtype.name}", where=str(binary), fix="give a dataset of tokens")
@@ -147,7 +200,8 @@ def _bare(prefix: Path) -> tuple[Part, str]:
             for number in range(_SAMPLED_BLOCKS):
                 file.seek(max(0, last * number // (_SAMPLED_BLOCKS - 1)))
                 digest.update(file.read(_SAMPLE_BYTES))
-    return Part(prefix.name, File(str(binary), size), dtype, boundaries - 1), digest.hexdigest()[:24]
+    files = File(str(binary), size), File(str(index), index.stat().st_size)
+    return Part(prefix.name, *files, dtype, boundaries - 1), digest.hexdigest()[:24]
 
 
 def _prefix(path: Path) -> Path:
@@ -156,12 +210,7 @@ def _prefix(path: Path) -> Path:
 
 def _read_json(location: str, where: str) -> dict[str, Any]:
     try:
-        if "://" in location:
-            filesystem, path = need("fsspec.core").url_to_fs(location)
-            content = filesystem.cat_file(path)
-        else:
-            content = Path(location).read_bytes()
-        value: dict[str, Any] = json.loads(content)
+        value: dict[str, Any] = json.loads(read_whole(location))
         return value
     except FileNotFoundError:
         raise UserError(f"there is no {location}", where=f"{where}.path", fix="give a finished dataset") from None

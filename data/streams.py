@@ -1,32 +1,44 @@
 """A source's tokens in a row: in an array, or in the shards of a dataset; windows of it by their first token."""
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from isthmus.data.boundaries import Boundaries
 from isthmus.data.reading import BadRead, File, Reader
-from isthmus.data.shards.index import ShardIndex, read_index
+from isthmus.data.shards.lineage import read_row
 
 Tokens = NDArray[Any]
 
 
 @dataclass(frozen=True)
 class DocumentSpan:
-    """The tokens [start, stop) of a stream that a document takes, and what is known of it."""
+    """The tokens [start, stop) that a document takes of a stream (in packed windows: of its shard)."""
 
     start: int
     stop: int
     about: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Filled:
+    """What became of rows: `bad` says which could not be read, and why; they hold zeros.
+
+    `ends` has the place after each document of each row where windows are packed; what comes after the last is padding.
+    """
+
+    bad: dict[int, str]
+    ends: list[list[int]] | None = None
+
+
 class Stream(Protocol):
+    """What samples are read from; a place is a token, or where windows are packed a window."""
+
     @property
     def dtype(self) -> np.dtype: ...
 
@@ -34,20 +46,16 @@ class Stream(Protocol):
         """Return the number of tokens."""
         ...
 
-    def read(self, starts: Sequence[int], rows: Tokens) -> dict[int, str]:
-        """Fill each row with the tokens from its start on, going on at token 0 after the last.
-
-        Returns:
-            The rows that could not be read, and why; they hold zeros.
-        """
+    def windows(self, length: int) -> int:
+        """Return how many samples of `length` tokens and their successors an epoch holds."""
         ...
 
-    def boundaries(self, start: int, stop: int) -> NDArray[np.int64]:
-        """Return the first tokens of the documents that [start, stop) touches, and the end of the last."""
+    def read(self, places: Sequence[int], rows: Tokens) -> Filled:
+        """Fill each row with the tokens from its place on; after the last token of a stream comes its first."""
         ...
 
-    def documents(self, start: int, stop: int) -> list[DocumentSpan]:
-        """Return the documents that [start, stop) touches."""
+    def documents(self, place: int, length: int) -> list[DocumentSpan]:
+        """Return the documents of a sample of `length` tokens."""
         ...
 
 
@@ -65,140 +73,133 @@ class ArrayStream:
     def __len__(self) -> int:
         return len(self.array)
 
-    def read(self, starts: Sequence[int], rows: Tokens) -> dict[int, str]:
-        for row, start in zip(rows, starts, strict=True):
+    def windows(self, length: int) -> int:
+        return max(0, (len(self) - 1) // length)
+
+    def read(self, places: Sequence[int], rows: Tokens) -> Filled:
+        for row, start in zip(rows, places, strict=True):
             piece = self.array[start : start + len(row)]
             row[: len(piece)] = piece
             if len(piece) < len(row):
                 row[len(piece) :] = self.array[: len(row) - len(piece)]
-        return {}
+        return Filled({})
 
-    def boundaries(self, start: int, stop: int) -> NDArray[np.int64]:
+    def documents(self, place: int, length: int) -> list[DocumentSpan]:
+        return [span for start, stop in _around(place, length, len(self)) for span in self._spans(start, stop)]
+
+    def _spans(self, start: int, stop: int) -> Iterator[DocumentSpan]:
         first = int(np.searchsorted(self._starts, start, side="right")) - 1
         last = int(np.searchsorted(self._starts, stop, side="left"))
-        return self._starts[first : last + 1]
-
-    def documents(self, start: int, stop: int) -> list[DocumentSpan]:
-        first = int(np.searchsorted(self._starts, start, side="right")) - 1
-        bounds = self.boundaries(start, stop).tolist()
-        return [
-            DocumentSpan(begin, end, {"document": self._names[first + number] if self._names else first + number})
-            for number, (begin, end) in enumerate(pairwise(bounds))
-        ]
+        for number, (begin, end) in enumerate(pairwise(self._starts[first : last + 1].tolist()), first):
+            yield DocumentSpan(begin, end, {"document": self._names[number] if self._names else number})
 
 
 @dataclass(frozen=True)
 class Part:
-    """One shard of a stream."""
+    """One shard: its `.bin` and `.idx` files."""
 
     name: str
     file: File
+    index: File
     dtype: np.dtype
     documents: int
-    folder: Path | None = None  # of the dataset, where it has lineage and lies on this machine
+    lineage: str | None = None  # the file that says where each document came from
 
     @property
     def tokens(self) -> int:
         return self.file.bytes // self.dtype.itemsize
 
-    @cached_property
-    def index(self) -> ShardIndex:
-        """Read the shard's index: where its documents are.
+    def boundaries(self, reader: Reader) -> Boundaries:
+        return Boundaries(self.index, self.file, self.dtype.itemsize, reader)
 
-        Raises:
-            UserError: it is damaged, or does not fit the `.bin`.
-        """
-        return read_index(Path(self.file.location).with_suffix(".idx"), self.file.bytes)
+    def about(self, document: int) -> dict[str, Any]:
+        """Return what is known of a document."""
+        about: dict[str, Any] = {"shard": self.name, "document": document}
+        if self.lineage is not None:
+            about["lineage"] = read_row(self.lineage, document)
+        return about
 
-    def document_starts(self) -> NDArray[np.int64]:
-        """Return the first token of each document, and the end of the last."""
-        sums = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(self.index.lengths, dtype=np.int64)])
-        return sums[self.index.documents]
+
+@dataclass(frozen=True)
+class Extent:
+    """The tokens [first, last) of a shard."""
+
+    part: Part
+    first: int
+    last: int
 
 
 class ShardStream:
-    """The tokens [first, last) of shards that are read one after another, whatever documents they belong to."""
+    """Extents of shards that are read one after another, whatever documents they belong to."""
 
-    def __init__(self, parts: Sequence[Part], reader: Reader, first: int = 0, last: int | None = None) -> None:
-        self.parts, self.reader = list(parts), reader
-        self._ends = np.cumsum([part.tokens for part in parts], dtype=np.int64).tolist()
-        self.first, self.last = first, self._ends[-1] if last is None else last
-        self._dtype = parts[0].dtype
+    def __init__(self, extents: Sequence[Extent], reader: Reader, dtype: np.dtype) -> None:
+        self.extents, self.reader, self._dtype = list(extents), reader, dtype
+        self._ends = np.cumsum([extent.last - extent.first for extent in extents], dtype=np.int64).tolist()
+        # What is to be added to a token's place in the stream to have its place in the shard.
+        self._shifts = [extent.last - end for extent, end in zip(self.extents, self._ends, strict=True)]
 
     @property
     def dtype(self) -> np.dtype:
         return self._dtype
 
     def __len__(self) -> int:
-        return self.last - self.first
+        return self._ends[-1] if self._ends else 0
 
-    def view(self, first: int, last: int) -> "ShardStream":
-        return ShardStream(self.parts, self.reader, self.first + first, self.first + last)
+    def windows(self, length: int) -> int:
+        return max(0, (len(self) - 1) // length)
 
-    def read(self, starts: Sequence[int], rows: Tokens) -> dict[int, str]:
+    def read(self, places: Sequence[int], rows: Tokens) -> Filled:
         assert rows.dtype == self._dtype
         bad = {}
         size, width = self._dtype.itemsize, rows.shape[1]
         buffer = memoryview(rows.reshape(-1).view(np.uint8).data)
-        read, parts, ends = self.reader.read, self.parts, self._ends
-        for row, start in enumerate(starts):
-            begin = self.first + start
-            number = bisect_right(ends, begin)
+        read, extents, ends, shifts = self.reader.read, self.extents, self._ends, self._shifts
+        for row, start in enumerate(places):
+            number = bisect_right(ends, start)
             target = buffer[row * width * size : (row + 1) * width * size]
             try:
-                if begin + width <= min(ends[number], self.last):
-                    before = ends[number - 1] if number else 0
-                    read(parts[number].file, (begin - before) * size, target)
+                if start + width <= ends[number]:
+                    read(extents[number].part.file, (start + shifts[number]) * size, target)
                 else:
-                    self._read_across(begin, target, size)
+                    self._read_across(start, target, size)
             except BadRead as error:
                 bad[row] = str(error)
                 rows[row] = 0
-        return bad
+        return Filled(bad)
 
-    def boundaries(self, start: int, stop: int) -> NDArray[np.int64]:
-        spans = self._spans(start, stop)
-        return np.array([*(span.start for span in spans), spans[-1].stop], dtype=np.int64)
+    def documents(self, place: int, length: int) -> list[DocumentSpan]:
+        return [span for start, stop in _around(place, length, len(self)) for span in self._spans(start, stop)]
 
-    def documents(self, start: int, stop: int) -> list[DocumentSpan]:
-        from isthmus.data.shards.lineage import read_lineage
-        from isthmus.data.shards.manifest import SHARD_SUFFIX, read_shard_manifest
-
-        found = []
-        for span in self._spans(start, stop):
-            part, number = span.about["part"], span.about["document"]
-            about = {"shard": part.name, "document": number}
-            if part.folder is not None:
-                manifest = read_shard_manifest(part.folder / f"{part.name}{SHARD_SUFFIX}")
-                about["lineage"] = read_lineage(part.folder, manifest, number)
-            found.append(DocumentSpan(span.start, span.stop, about))
-        return found
-
-    def _spans(self, start: int, stop: int) -> list[DocumentSpan]:
-        spans = []
-        first, last = self.first + start, self.first + stop
-        for number, part in enumerate(self.parts):
-            before = self._ends[number - 1] if number else 0
-            if before >= last or self._ends[number] <= first:
-                continue
-            starts = part.document_starts()
-            low = max(0, int(np.searchsorted(starts, first - before, side="right")) - 1)
-            for document in range(low, len(starts) - 1):
-                begin, end = int(starts[document]) + before, int(starts[document + 1]) + before
-                if begin >= last:
-                    break
-                spans.append(DocumentSpan(begin - self.first, end - self.first, {"part": part, "document": document}))
-        return spans
+    def _spans(self, start: int, stop: int) -> Iterator[DocumentSpan]:
+        for number in range(bisect_right(self._ends, start), len(self.extents)):
+            extent, shift = self.extents[number], self._shifts[number]
+            if extent.first - shift >= stop:
+                return
+            bounds = extent.part.boundaries(self.reader)
+            document = bounds.at(max(start + shift, extent.first))
+            begin = bounds.start(document)
+            while begin < min(stop + shift, extent.last):
+                end = bounds.start(document + 1)
+                if end > begin:
+                    first, last = max(begin, extent.first) - shift, min(end, extent.last) - shift
+                    yield DocumentSpan(first, last, extent.part.about(document))
+                document, begin = document + 1, end
 
     def _read_across(self, begin: int, target: memoryview, size: int) -> None:
-        """Read a window that goes on in the next shard, or after the last token at the first."""
+        """Read a window that goes on in the next extent, or after the last token at the first."""
         done = 0
         while done < len(target):
             number = bisect_right(self._ends, begin)
-            before = self._ends[number - 1] if number else 0
-            part = min(len(target) - done, (min(self._ends[number], self.last) - begin) * size)
-            self.reader.read(self.parts[number].file, (begin - before) * size, target[done : done + part])
+            part = min(len(target) - done, (self._ends[number] - begin) * size)
+            extent = self.extents[number]
+            self.reader.read(extent.part.file, (begin + self._shifts[number]) * size, target[done : done + part])
             done += part
             begin += part // size
-            if begin == self.last:
-                begin = self.first
+            if begin == len(self):
+                begin = 0
+
+
+def _around(start: int, length: int, total: int) -> list[tuple[int, int]]:
+    """Return the ranges of a circle of `total` tokens that `length` tokens from `start` on are."""
+    stop = start + length
+    return [(start, stop)] if stop <= total else [(start, total), (0, stop - total)]

@@ -97,7 +97,7 @@ def load_corpus(config: Config, plan: Plan) -> "tuple[Corpus, Mixture]":
     from isthmus.data.corpus import build_corpus  # late, with torch: a wrong key should not wait for it
     from isthmus.data.loader import validate_corpus
 
-    corpus = build_corpus(config.data, config.model.vocab_size)
+    corpus = build_corpus(config.data, config.model.vocab_size, config.train.sequence_length)
     mixture = validate_corpus(
         corpus,
         config.data,

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isthmus.data.extras import need
-from isthmus.data.prepare.folder import WorkFolder, new_file
+from isthmus.data.prepare.folder import WorkFolder
 from isthmus.data.shards.index import write_index
 from isthmus.data.shards.lineage import SUFFIX, lineage_schema
 from isthmus.data.shards.manifest import (
@@ -19,8 +19,10 @@ from isthmus.data.shards.manifest import (
     record_file,
     write_shard_manifest,
 )
+from isthmus.data.shards.packing import with_packing, write_packing
 from isthmus.data.shards.shard import bin_path, idx_path
 from isthmus.errors import UserError
+from isthmus.files import new_file
 
 _COPY_BYTES = 1 << 22
 _ROWS_AT_ONCE = 10_000
@@ -76,8 +78,8 @@ def finished_shard(folder: WorkFolder, plan: ShardPlan) -> ShardManifest | None:
         return None
 
 
-def assemble_shard(plan: ShardPlan, folder: WorkFolder, dtype: np.dtype) -> None:
-    """Write one shard; its manifest is last."""
+def assemble_shard(plan: ShardPlan, folder: WorkFolder, dtype: np.dtype, pack: Sequence[int]) -> None:
+    """Write one shard, with a table of packed windows for each sequence length of `pack`; its manifest is last."""
     prefix = folder.out / plan.name
     lengths = []
     with new_file(bin_path(prefix)) as tokens:
@@ -92,10 +94,11 @@ def assemble_shard(plan: ShardPlan, folder: WorkFolder, dtype: np.dtype) -> None
     with new_file(lineage) as file:
         _copy_lineage(plan, folder, file)
     files = [record_file(path) for path in (bin_path(prefix), idx_path(prefix), lineage)]
-    write_shard_manifest(
-        folder.out,
-        ShardManifest(plan.name, plan.source, len(joined), int(joined.sum(dtype=np.int64)), dtype.name, files),
-    )
+    starts = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(joined, dtype=np.int64)])
+    manifest = ShardManifest(plan.name, plan.source, len(joined), int(starts[-1]), dtype.name, files)
+    for length in pack:
+        manifest = with_packing(manifest, *write_packing(folder.out, plan.name, starts, length))
+    write_shard_manifest(folder.out, manifest)
 
 
 def _copy(path: Path, start: int, stop: int, target: Any) -> None:

@@ -14,7 +14,7 @@ from isthmus.data.dedup.signatures import MinHasher
 from isthmus.data.extras import need
 from isthmus.data.prepare.config import PrepareData
 from isthmus.data.prepare.documents import Document, Dropped, Shared, build_chain, content_hash, warm_up
-from isthmus.data.prepare.folder import WorkFolder, new_file
+from isthmus.data.prepare.folder import WorkFolder
 from isthmus.data.prepare.guard import Guard
 from isthmus.data.prepare.reading import RecordReader
 from isthmus.data.prepare.statistics import Statistics
@@ -22,7 +22,7 @@ from isthmus.data.prepare.units import Unit
 from isthmus.data.readers.records import Record, Reject
 from isthmus.data.shards.lineage import lineage_schema
 from isthmus.data.transcripts.document import BadCaptions
-from isthmus.files import write_atomically
+from isthmus.files import new_file, write_atomically
 
 _ROWS_AT_ONCE = 500
 _BYTES_AT_ONCE = 16_000_000

@@ -123,6 +123,7 @@ class DecontaminateConfig:
 @dataclass(kw_only=True, slots=True)
 class ShardsConfig:
     tokens: int = key(500_000_000, "a shard is closed before the document that would make it larger")
+    pack: list[int] = key([], "sequence lengths to pack whole documents for, for training with data.packing=best_fit")
 
 
 @dataclass(kw_only=True, slots=True)

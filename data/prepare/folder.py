@@ -12,7 +12,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from isthmus.errors import UserError
 from isthmus.files import write_json
@@ -22,7 +22,7 @@ BACKSTOP = "backstop.jsonl"
 REJECTS = "rejects.jsonl"
 REPORT = "report.html"
 SUMMARY = "summary.json"
-_TEMPORARY = re.compile(r"\..+\.(bin|idx|parquet|json|jsonl|html|model|tiktoken)\.[A-Za-z0-9_]+")
+_TEMPORARY = re.compile(r"\..+\.(bin|idx|pack|parquet|json|jsonl|html|model|tiktoken)\.[A-Za-z0-9_]+")
 
 
 class WorkFolder:
@@ -106,19 +106,3 @@ class WorkFolder:
                     "another preparation is writing to it", where=str(self.out), fix="wait for it or choose another out"
                 ) from None
             yield
-
-
-@contextlib.contextmanager
-def new_file(path: Path) -> Iterator[BinaryIO]:
-    """Write a large file: it takes its name when it is complete and on disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

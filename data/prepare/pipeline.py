@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from isthmus.data.dedup.components import survivors
 from isthmus.data.dedup.pairs import Corpus
 from isthmus.data.prepare.assemble import ShardPlan, finished_shard, plan_shards
 from isthmus.data.prepare.config import PrepareConfig
-from isthmus.data.prepare.folder import PLAN, REJECTS, REPORT, SUMMARY, WorkFolder, new_file
+from isthmus.data.prepare.folder import PLAN, REJECTS, REPORT, SUMMARY, WorkFolder
 from isthmus.data.prepare.pool import Pool
 from isthmus.data.prepare.progress import Progress, source_of
 from isthmus.data.prepare.report import write_report
@@ -22,6 +22,7 @@ from isthmus.data.prepare.statistics import Statistics
 from isthmus.data.prepare.units import Unit
 from isthmus.data.prepare.validate import Plan, plan_preparation
 from isthmus.data.prepare.worker import Assemble, Collect, FindPairs, Task, Tokenize
+from isthmus.data.shards.dataset import Dataset
 from isthmus.data.shards.imports import dataset_manifest
 from isthmus.data.shards.index import token_dtype
 from isthmus.data.shards.manifest import (
@@ -30,9 +31,10 @@ from isthmus.data.shards.manifest import (
     read_dataset_manifest,
     write_dataset_manifest,
 )
+from isthmus.data.shards.packing import fills
 from isthmus.data.tokenizers import describe
 from isthmus.errors import UserError
-from isthmus.files import write_atomically, write_json
+from isthmus.files import new_file, write_atomically, write_json
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Outcome:
     tokens: int
     shards: int
     already: bool = False
+    packed: dict[int, float] = field(default_factory=dict)  # by sequence length, how full windows are
 
 
 def prepare(config: PrepareConfig, progress: Progress) -> Outcome:
@@ -164,10 +167,11 @@ class _Preparation:
             documents=sum(manifest.documents for manifest in whole),
             tokens=sum(manifest.tokens for manifest in whole),
             shards=len(whole),
+            packed=fills(whole),
         )
         self._copy_tokenizer()
         write_json(self._folder.out / SUMMARY, {name: vars(statistics) for name, statistics in sources.items()})
-        write_report(self._folder.out / REPORT, sources, self._plan.config_hash)
+        write_report(self._folder.out / REPORT, sources, self._plan.config_hash, outcome.packed)
         _check_rejects(self._folder, sources, self._data.max_reject_fraction)
         if not outcome.documents:
             raise UserError(
@@ -261,6 +265,7 @@ def _already(folder: WorkFolder, plan: Plan) -> Outcome:
         tokens=sum(counts["tokens"] for counts in manifest.sources.values()),
         shards=len(manifest.shards),
         already=True,
+        packed=fills(Dataset(folder.out).shards),
     )
 
 

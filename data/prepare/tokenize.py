@@ -8,13 +8,13 @@ import numpy as np
 
 from isthmus.data.dedup.components import EXACT, KEPT, NEAR
 from isthmus.data.extras import need
-from isthmus.data.prepare.folder import WorkFolder, new_file
+from isthmus.data.prepare.folder import WorkFolder
 from isthmus.data.prepare.statistics import Statistics
 from isthmus.data.prepare.units import Unit
 from isthmus.data.shards.index import token_dtype
 from isthmus.data.shards.lineage import lineage_schema
 from isthmus.data.tokenizers import TextTokenizer
-from isthmus.files import write_atomically
+from isthmus.files import new_file, write_atomically
 
 _BATCH_CHARACTERS = 1_000_000
 _FATES = {EXACT: "dedup.exact", NEAR: "dedup.near"}

@@ -113,6 +113,7 @@ def _check_numbers(data: PrepareData) -> None:
         ("data.max_reject_fraction", 0 <= data.max_reject_fraction <= 1, data.max_reject_fraction, "choose 0 to 1"),
         ("data.unit_bytes", data.unit_bytes >= 1000, data.unit_bytes, "choose at least 1000"),
         ("data.samples", data.samples >= 0, data.samples, "choose 0 or more"),
+        ("data.shards.pack", all(length >= 1 for length in data.shards.pack), data.shards.pack, "choose at least 1"),
         ("data.shards.tokens", data.shards.tokens >= 1, data.shards.tokens, "choose at least 1"),
         ("data.dedup.threshold", 0 < dedup.threshold <= 1, dedup.threshold, "choose above 0 to 1"),
         ("data.dedup.bands", 1 <= dedup.bands <= 1000, dedup.bands, "choose 1 to 1000"),

@@ -19,13 +19,14 @@ from isthmus.data.prepare.assemble import ShardPlan, assemble_shard
 from isthmus.data.prepare.collect import collect_unit
 from isthmus.data.prepare.config import PrepareData, SourceKind
 from isthmus.data.prepare.documents import Shared
-from isthmus.data.prepare.folder import WorkFolder, new_file
+from isthmus.data.prepare.folder import WorkFolder
 from isthmus.data.prepare.guard import Guard
 from isthmus.data.prepare.tokenize import tokenize_unit
 from isthmus.data.prepare.units import Unit
 from isthmus.data.tokenizers import load_text_tokenizer
 from isthmus.data.transcripts.document import load_videos
 from isthmus.errors import UserError
+from isthmus.files import new_file
 from isthmus.processes import die_with_parent
 
 _PROGRESS_SECONDS = 0.25
@@ -98,7 +99,7 @@ class Worker:
                 task.unit, task.start, task.stop, folder, self._tokenizer, config.seed, config.samples, progress
             )
         else:
-            assemble_shard(task.plan, folder, np.dtype(task.dtype))
+            assemble_shard(task.plan, folder, np.dtype(task.dtype), config.shards.pack)
 
     def _share(self, source: str) -> Shared:
         if source not in self._shared:

@@ -7,10 +7,12 @@ from typing import Any
 
 from isthmus.data.shards.lineage import read_lineage
 from isthmus.data.shards.manifest import (
+    DATASET_MANIFEST,
     SHARD_SUFFIX,
     DatasetManifest,
     ShardManifest,
     damaged_files,
+    listed,
     read_dataset_manifest,
     read_shard_manifest,
 )
@@ -67,7 +69,9 @@ class Dataset:
 
     def damaged(self) -> Iterator[str]:
         """Yield one line for every file that is missing or not what the manifests say."""
-        for shard in self.shards:
+        for shard, entry in zip(self.shards, self.manifest.shards, strict=True):
+            if listed(shard) != entry:
+                yield f"{self.folder / shard.name}{SHARD_SUFFIX}: is not what {DATASET_MANIFEST} says of it"
             yield from damaged_files(self.folder, shard)
 
 

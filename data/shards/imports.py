@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from isthmus.data.shards.manifest import (
     DATASET_MANIFEST,
     DatasetManifest,
     ShardManifest,
+    listed,
     record_file,
     write_dataset_manifest,
     write_shard_manifest,
@@ -93,15 +93,12 @@ def dataset_manifest(
         counts["documents"] += shard.documents
         counts["tokens"] += shard.tokens
         counts["shards"] += 1
-    listed = [
-        {name: value for name, value in asdict(shard).items() if name not in ("files", "dtype")} for shard in shards
-    ]
     return DatasetManifest(
         tool=f"isthmus {__version__}",
         config=config,
         tokenizer=tokenizer,
         sources=sources,
-        shards=listed,
+        shards=[listed(shard) for shard in shards],
         inputs=inputs or [],
         libraries=libraries or {},
     )

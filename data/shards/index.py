@@ -17,7 +17,7 @@ from isthmus.files import write_atomically
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
-_HEADER = struct.Struct("<9sQBQQ")
+HEADER = struct.Struct("<9sQBQQ")
 DTYPES: dict[int, np.dtype] = {
     1: np.dtype("u1"),
     2: np.dtype("i1"),
@@ -48,10 +48,16 @@ class ShardIndex:
     def tokens(self) -> int:
         return int(self.lengths.sum(dtype=np.int64))
 
-    def document_tokens(self) -> NDArray[np.int64]:
-        """Return the number of tokens of each document."""
-        sums = np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)])
-        return sums[self.documents[1:]] - sums[self.documents[:-1]]
+    def document_starts(self) -> NDArray[np.int64]:
+        """Return the first token of each document, and the end of the last."""
+        sums = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(self.lengths, dtype=np.int64)])
+        return sums[self.documents]
+
+    @property
+    def contiguous(self) -> bool:
+        """Say whether the sequences lie one after another, without gaps, so that a window may run over them."""
+        sums = np.cumsum(self.lengths, dtype=np.int64) * self.dtype.itemsize
+        return bool(np.array_equal(self.offsets, sums - self.lengths * np.int64(self.dtype.itemsize)))
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -65,7 +71,7 @@ def write_index(path: Path, dtype: np.dtype, lengths: NDArray[np.int32]) -> None
     ends = np.cumsum(lengths, dtype=np.int64) * dtype.itemsize
     offsets = np.concatenate([np.zeros(1, dtype="<i8"), ends[:-1]]) if len(lengths) else np.zeros(0, dtype="<i8")
     documents = np.arange(len(lengths) + 1, dtype="<i8")
-    header = _HEADER.pack(MAGIC, VERSION, _CODES[dtype], len(lengths), len(documents))
+    header = HEADER.pack(MAGIC, VERSION, _CODES[dtype], len(lengths), len(documents))
     body = (lengths.tobytes(), offsets.astype("<i8").tobytes(), documents.tobytes())
     write_atomically(path, header + b"".join(body))
 
@@ -79,18 +85,18 @@ def read_index(path: Path, bin_bytes: int) -> ShardIndex:
     """
     try:
         raw = np.memmap(path, dtype=np.uint8, mode="r")
-        head = raw[: _HEADER.size].tobytes()
+        head = raw[: HEADER.size].tobytes()
     except (OSError, ValueError) as error:
         raise UserError(f"cannot be read: {error}", where=str(path), fix="give the prefix of a .bin and .idx") from None
-    if len(head) < _HEADER.size or head[:9] != MAGIC:
+    if len(head) < HEADER.size or head[:9] != MAGIC:
         raise UserError("is no Megatron index", where=str(path), fix="give the prefix of a .bin and .idx")
-    _, version, code, sequences, boundaries = _HEADER.unpack(head)
+    _, version, code, sequences, boundaries = HEADER.unpack(head)
     if version != VERSION or code not in DTYPES:
         raise UserError(f"has version {version}, dtype code {code}", where=str(path), fix="only version 1 is known")
-    plain = _HEADER.size + 12 * sequences + 8 * boundaries
+    plain = HEADER.size + 12 * sequences + 8 * boundaries
     if len(raw) not in (plain, plain + sequences):
         raise _damaged(path, f"has {len(raw)} bytes where its counts make {plain} (or {plain + sequences} with modes)")
-    at = _HEADER.size
+    at = HEADER.size
     lengths = raw[at : at + 4 * sequences].view("<i4")
     offsets = raw[at + 4 * sequences : at + 12 * sequences].view("<i8")
     documents = raw[at + 12 * sequences : plain].view("<i8")

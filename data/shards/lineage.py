@@ -39,13 +39,17 @@ def lineage_schema() -> Any:
 def read_lineage(folder: Path, shard: ShardManifest, number: int) -> dict[str, Any]:
     """Return one document's row, or an empty dictionary where a shard has no lineage (imported data)."""
     names = [record.name for record in shard.files if record.name.endswith(SUFFIX)]
-    if not names:
-        return {}
-    file = need("pyarrow.parquet").ParquetFile(folder / names[0])
-    for group in range(file.num_row_groups):
-        rows = file.metadata.row_group(group).num_rows
-        if number < rows:
-            row: dict[str, Any] = file.read_row_group(group).slice(number, 1).to_pylist()[0]
-            return row
-        number -= rows
-    raise IndexError(f"{names[0]} has too few rows")
+    return read_row(str(folder / names[0]), number) if names else {}
+
+
+def read_row(location: str, number: int) -> dict[str, Any]:
+    """Return a row of a lineage file, which may be a URL."""
+    with need("fsspec").open(location, "rb") if "://" in location else open(location, "rb") as stored:
+        file = need("pyarrow.parquet").ParquetFile(stored)
+        for group in range(file.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            if number < rows:
+                row: dict[str, Any] = file.read_row_group(group).slice(number, 1).to_pylist()[0]
+                return row
+            number -= rows
+    raise IndexError(f"{location} has too few rows")

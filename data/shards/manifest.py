@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from isthmus.files import write_json
 DATASET_MANIFEST = "manifest.json"
 SHARD_SUFFIX = ".manifest.json"
 BLOCK_BYTES = 16 * 2**20
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,17 @@ class FileRecord:
 
 
 @dataclass(frozen=True)
+class Packing:
+    """A table of windows of whole documents (see `packing.py`); `tokens` are those in its windows, without padding."""
+
+    sequence_length: int
+    name: str
+    windows: int
+    pieces: int
+    tokens: int
+
+
+@dataclass(frozen=True)
 class ShardManifest:
     """Everything about one shard; written after its files, so a shard with a manifest is whole."""
 
@@ -35,18 +47,27 @@ class ShardManifest:
     tokens: int
     dtype: str
     files: list[FileRecord]
+    packings: list[Packing] = field(default_factory=list)
+
+    def packing(self, sequence_length: int) -> Packing | None:
+        """Return the table for windows of this length, or None."""
+        return next((entry for entry in self.packings if entry.sequence_length == sequence_length), None)
 
 
 @dataclass(frozen=True)
 class DatasetManifest:
-    """Everything about a dataset; written last, so a dataset with a manifest is complete."""
+    """Everything about a dataset; written last, so a dataset with a manifest is complete.
+
+    `shards` are the shards' manifests with one digest in the place of each file's block hashes: to open a dataset,
+    however many shards it has, this one file is read.
+    """
 
     tool: str
     config: str
     tokenizer: dict[str, Any]
     sources: dict[str, dict[str, int]]
     shards: list[dict[str, Any]]
-    format: int = 1
+    format: int = FORMAT
     inputs: list[dict[str, Any]] = field(default_factory=list)
     libraries: dict[str, str] = field(default_factory=dict)
 
@@ -70,11 +91,25 @@ def read_shard_manifest(path: Path) -> ShardManifest:
     try:
         content = json.loads(path.read_text("utf-8"))
         files = [FileRecord(**record) for record in content.pop("files")]
-        return ShardManifest(**content, files=files)
+        packings = [Packing(**packing) for packing in content.pop("packings", [])]
+        return ShardManifest(**content, files=files, packings=packings)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"is no shard manifest: {error}", where=str(path), fix="prepare or import the data anew"
         ) from None
+
+
+def digest_of(blocks: Sequence[str]) -> str:
+    """Return one hash for those of a file's blocks."""
+    return hashlib.sha256("".join(blocks).encode()).hexdigest()
+
+
+def listed(shard: ShardManifest) -> dict[str, Any]:
+    """Return a shard as its dataset's manifest lists it."""
+    entry = asdict(shard)
+    for record in entry["files"]:
+        record["digest"] = digest_of(record.pop("blocks"))
+    return entry
 
 
 def write_dataset_manifest(folder: Path, manifest: DatasetManifest) -> None:

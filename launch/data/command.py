@@ -15,6 +15,7 @@ isthmus data SUBVERB ...
   audit      whether every sample was consumed once: isthmus data audit RUN
   inspect    what is in a dataset: isthmus data inspect DIR [--sample 5] [--verify]
   tokenizer  train a byte-level BPE: isthmus data tokenizer out=FILE.json text=PATH [vocab_size=32768]
+  pack       pack whole documents into samples: isthmus data pack DIR sequence_length=N
   import     use Megatron's .bin and .idx where they lie: isthmus data import PREFIX ... out=DIR
 
 `isthmus data SUBVERB --help` says more.
@@ -28,6 +29,7 @@ _SUBVERBS = {
     "audit": "audit",
     "inspect": "inspect",
     "tokenizer": "tokenizer",
+    "pack": "pack",
     "import": "imports",
 }
 

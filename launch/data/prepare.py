@@ -65,6 +65,8 @@ def main(argv: Sequence[str]) -> int:
         f"shard(s) in {outcome.folder}; report.html shows what was dropped",
         highlight=False,
     )
+    for length, fill in outcome.packed.items():
+        console.print(f"samples of {length} tokens, packed of whole documents, are {fill:.2%} full", highlight=False)
     if as_json:
         print(json.dumps(_plain(outcome)))
     return EXIT_OK
@@ -78,6 +80,7 @@ def _plain(outcome: Outcome) -> dict[str, object]:
         "tokens": outcome.tokens,
         "shards": outcome.shards,
         "already": outcome.already,
+        "packed": outcome.packed,
         "records": total.records,
         "rejected": total.rejected,
         "dropped": {rule: count for step in funnel(total) for rule, count in step.rules.items()},

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from isthmus.config import load_resolved
 from isthmus.data.audit import attempts
+from isthmus.data.config import Packing
 from isthmus.data.corpus import build_corpus
 from isthmus.errors import EXIT_OK, UserError
 from isthmus.launch.words import Words
@@ -60,9 +61,10 @@ def main(argv: Sequence[str]) -> int:
     console = Console(soft_wrap=True)
     for row in rows:
         phase = f" ({row['phase']})" if row["phase"] else ""
+        stretch = f", tokens {row['offset']} to {row['offset'] + row['tokens']}"
         console.print(
             f"sample {row['sample']}, rank {row['rank']}: {row['source']}{phase}, epoch {row['epoch']}, window "
-            f"{row['window']}, tokens {row['offset']} to {row['offset'] + row['tokens']}",
+            f"{row['window']}{'' if config.data.packing is Packing.best_fit else stretch}",
             highlight=False,
             markup=False,
         )
@@ -73,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _describe(config: Config, known: dict[str, Any], order: Any, samples: Sequence[tuple[int, int]]) -> list[dict]:
-    corpus = build_corpus(config.data, config.model.vocab_size)
+    corpus = build_corpus(config.data, config.model.vocab_size, config.train.sequence_length)
     length = config.train.sequence_length
     rows = []
     for rank, sample in samples:
@@ -83,11 +85,7 @@ def _describe(config: Config, known: dict[str, Any], order: Any, samples: Sequen
             raise UserError(
                 "is not what the run read", where=f"data.sources.{position.source}", fix="restore the data of the run"
             )
-        total = len(source.train)
-        stop = position.offset + length
-        spans = source.train.documents(position.offset, min(stop, total))
-        if stop > total:
-            spans += source.train.documents(0, stop - total)
+        spans = source.train.documents(position.offset, length)
         documents = [{"tokens": [span.start, span.stop], **span.about} for span in spans]
         rows.append({"sample": sample, "rank": rank, "tokens": length, "documents": documents, **vars(position)})
     return rows

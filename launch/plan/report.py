@@ -1,41 +1,17 @@
 """report.html of a plan: one file with plotly in it, that opens without a network."""
 
 import html
-import json
 from dataclasses import fields
 from typing import Any
 
 from plotly.offline import get_plotlyjs
 
+from isthmus.pages import COLORS, chart, notes, page, table
 from isthmus.train.planner import curves
 from isthmus.train.planner.candidates import Candidate
 from isthmus.train.planner.memory import Memory
 from isthmus.train.planner.plan import Plan, checkpoint_steps
 from isthmus.units import format_count, format_duration
-
-_COLORS = ("#1b6ca8", "#d1495b", "#3a7d44", "#8f5db7", "#e09f3e", "#5c6770", "#00a6a6", "#a3623a", "#b8b8b8")
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; color: #20262b; max-width: 1180px; margin: 2em auto; padding: 0 1em }}
-h1 {{ font-size: 1.5em; margin-bottom: .2em }} h2 {{ font-size: 1.1em; margin: 1.6em 0 .3em }}
-.facts {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(170px, 1fr)); gap: .6em; margin: 1em 0 }}
-.facts div {{ background: #f3f5f7; padding: .5em .8em; border-radius: 4px }}
-.facts b {{ display: block; font-size: 1.25em }}
-.charts {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(540px, 1fr)); gap: 1em }}
-.chart {{ height: 400px; min-width: 0 }}
-.note {{ background: #fff3d6; padding: .3em .8em; border-left: 4px solid #e09f3e; margin: .3em 0 }}
-table {{ border-collapse: collapse; font-size: .9em }} td, th {{ padding: .2em .7em; border-bottom: 1px solid #dde2e6;
-text-align: left }} li {{ font-size: .9em }}
-</style><script>{library}</script></head><body>
-<h1>{title}</h1>{notes}<div class="facts">{facts}</div><div class="charts">{divs}</div>
-<h2>Plans near it</h2>{table}<h2>What it rests on</h2><ul>{assumptions}</ul>
-<script>
-const charts = {charts};
-for (const [id, chart] of Object.entries(charts))
-  Plotly.newPlot(id, chart.data, chart.layout, {{displayModeBar: false, responsive: true}});
-</script></body></html>
-"""
 
 
 def report_html(plan: Plan) -> str:
@@ -52,18 +28,19 @@ def report_html(plan: Plan) -> str:
         "goodput": _goodput_chart(plan),
         "cost": _cost_chart(plan),
     }
-    # A closing tag inside a script's string would end the script.
-    data = json.dumps(charts).replace("</", "<\\/")
-    return _PAGE.format(
-        title=html.escape(title),
-        library=get_plotlyjs(),
-        notes="".join(f'<p class="note">{html.escape(warning)}</p>' for warning in plan.warnings),
-        facts="".join(f"<div>{html.escape(name)}<b>{html.escape(value)}</b></div>" for name, value in _facts(plan)),
-        divs="".join(f'<div class="chart" id="{name}"></div>' for name in charts),
-        table=_table([chosen, *plan.alternatives]),
-        assumptions="".join(f"<li>{html.escape(line)}</li>" for line in plan.assumptions),
-        charts=data,
-    )
+    body = [
+        notes(plan.warnings),
+        "<div class='facts'>",
+        *(f"<div>{html.escape(name)}<b>{html.escape(value)}</b></div>" for name, value in _facts(plan)),
+        "</div><div class='charts'>",
+        *(f"<div>{chart(name, drawn['data'], drawn['layout'])}</div>" for name, drawn in charts.items()),
+        "</div><h2>Plans near it</h2>",
+        _table([chosen, *plan.alternatives]),
+        "<h2>What it rests on</h2><ul>",
+        *(f"<li>{html.escape(line)}</li>" for line in plan.assumptions),
+        "</ul>",
+    ]
+    return page(title, body, get_plotlyjs())
 
 
 def _facts(plan: Plan) -> list[tuple[str, str]]:
@@ -90,12 +67,9 @@ def _facts(plan: Plan) -> list[tuple[str, str]]:
 def _layout(title: str, x: str, y: str, **more: Any) -> dict[str, Any]:
     base: dict[str, Any] = {
         "title": {"text": title, "font": {"size": 15}},
-        "xaxis": {"title": {"text": x}, "automargin": True},
-        "yaxis": {"title": {"text": y}, "automargin": True},
-        "margin": {"l": 60, "r": 20, "t": 45, "b": 55},
+        "xaxis": {"title": {"text": x}},
+        "yaxis": {"title": {"text": y}},
         "legend": {"font": {"size": 11}},
-        "colorway": list(_COLORS),
-        "plot_bgcolor": "#fbfcfd",
     }
     for axis in ("xaxis", "yaxis"):
         base[axis] |= more.pop(axis, {})
@@ -115,7 +89,7 @@ def _line(name: str, curve: curves.Curve, color: str, **more: Any) -> dict[str, 
 
 def _size_chart(plan: Plan) -> dict[str, Any]:
     data: list[dict[str, Any]] = []
-    for color, (name, curve) in zip(_COLORS, curves.losses_over_size(plan).items(), strict=False):
+    for color, (name, curve) in zip(COLORS, curves.losses_over_size(plan).items(), strict=False):
         if curve.low:
             band = {"x": [*curve.x, *reversed(curve.x)], "y": [*curve.high, *reversed(curve.low)]}
             fill = {"fill": "toself", "fillcolor": "rgba(27,108,168,.15)", "line": {"width": 0}, "hoverinfo": "skip"}
@@ -137,7 +111,7 @@ def _size_chart(plan: Plan) -> dict[str, Any]:
 
 def _frontier_chart(plan: Plan) -> dict[str, Any]:
     found = curves.frontiers(plan).items()
-    data = [_line(name, curve, color) for color, (name, curve) in zip(_COLORS, found, strict=False)]
+    data = [_line(name, curve, color) for color, (name, curve) in zip(COLORS, found, strict=False)]
     law = plan.question.law
     reach = {"x": [law.largest_flops], "y": [law.loss(*law.optimum(law.largest_flops))]}
     data.append({"type": "scatter", "mode": "markers", "name": "the law's dearest run", "marker": {"size": 9}} | reach)
@@ -156,7 +130,7 @@ def _ratio_chart(plan: Plan) -> dict[str, Any]:
         "y": [*found.values(), chosen],
         "text": [f"{v:.3g}" for v in [*found.values(), chosen]],
     }
-    colors = {"marker": {"color": [_COLORS[0]] * len(found) + ["#20262b"]}}
+    colors = {"marker": {"color": [COLORS[0]] * len(found) + ["#20262b"]}}
     return {
         "data": [{"type": "bar", "textposition": "outside"} | bars | colors],
         "layout": _layout("Tokens per parameter, by law", "", "tokens per parameter", showlegend=False),
@@ -201,7 +175,7 @@ def _step_chart(plan: Plan) -> dict[str, Any]:
 
 def _links_chart(plan: Plan) -> dict[str, Any]:
     found = curves.utilisations(plan).items()
-    data = [_line(name, curve, color) for color, (name, curve) in zip(_COLORS, found, strict=False)]
+    data = [_line(name, curve, color) for color, (name, curve) in zip(COLORS, found, strict=False)]
     two = "" if len(plan.chosen.cluster.sites) > 1 else " (if there were two such sites)"
     axes = {"xaxis": {"type": "log"}, "yaxis": {"tickformat": ".0%", "range": [0, 1.03]}}
     return {"data": data, "layout": _layout(f"Utilisation over link speed{two}", "Gbit/s of every link", "", **axes)}
@@ -213,7 +187,7 @@ def _goodput_chart(plan: Plan) -> dict[str, Any]:
     name = f"the plan: {format_duration(kept.interval_seconds)}"
     return {
         "data": [
-            _line("goodput", curves.goodputs(kept), _COLORS[0]),
+            _line("goodput", curves.goodputs(kept), COLORS[0]),
             {"type": "scatter", "mode": "markers", "name": name} | point,
         ],
         "layout": _layout(
@@ -272,6 +246,4 @@ def _table(found: list[Candidate]) -> str:
         )
         for entry in found
     ]
-    head = "".join(f"<th>{name}</th>" for name in heads)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{body}</table>"
+    return table(heads, rows)

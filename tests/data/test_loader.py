@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from isthmus.data.audit import Journal, attempts, audit
 from isthmus.data.config import DataConfig, PhaseConfig, SourceConfig
-from isthmus.data.corpus import Corpus, build_corpus, window_count
+from isthmus.data.corpus import Corpus, build_corpus
 from isthmus.data.loader import MixtureLoader, validate_corpus
 from isthmus.data.shares import Division, divide
 from isthmus.errors import UserError
@@ -125,7 +125,7 @@ def test_weights_decide_the_mix(corpus: Corpus, config: DataConfig) -> None:
 
 def test_an_epoch_holds_every_window_once(corpus: Corpus, config: DataConfig) -> None:
     stream = corpus.sources["second"].train
-    windows = window_count(stream, SEQUENCE)
+    windows = stream.windows(SEQUENCE)
     sources = {name: replace(entry, max_epochs=None) for name, entry in config.sources.items()}
     source = loader(corpus, replace(config, sources=sources))
     batches = [batch for _ in range(-(-windows * 4 // BATCH)) for batch in source.next_step()]
@@ -304,7 +304,7 @@ def test_tokens_come_from_the_cache_unchanged(corpus: Corpus, tmp_path: Path) ->
 
 def test_caps_that_leave_too_few_samples_are_refused(corpus: Corpus, config: DataConfig) -> None:
     capped = replace(config, sources={name: replace(entry, max_epochs=2.0) for name, entry in config.sources.items()})
-    windows = {name: window_count(source.train, SEQUENCE) for name, source in corpus.sources.items()}
+    windows = {name: source.train.windows(SEQUENCE) for name, source in corpus.sources.items()}
     enough = 2 * sum(windows.values()) // BATCH
     loader(corpus, capped, steps=enough)
     message = rf"needs {(enough + 1) * BATCH:,} samples, and max_epochs leaves {2 * sum(windows.values()):,}"

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from isthmus.data.order import LARGEST_BLOCK, Order, Position, Segment, Shape, quotas_of
@@ -169,6 +169,7 @@ def test_weights_become_exact_rationals(weights: dict[str, float], quotas: dict[
 
 @settings(deadline=None, max_examples=50)
 @given(st.dictionaries(st.sampled_from("abcdefgh"), st.floats(1e-4, 1e4), min_size=1))
+@example({"a": 9216.0, "b": 0.125, "c": 0.015625})
 def test_any_weights_are_met_to_the_resolution_of_a_bounded_block(weights: dict[str, float]) -> None:
     quotas = quotas_of(weights)
     block, total = sum(quotas.values()), sum(weights.values())

@@ -1,5 +1,6 @@
 """Streams of shards: every window holds the tokens it should, or says why not."""
 
+import json
 import os
 import pickle
 import random
@@ -15,8 +16,10 @@ from isthmus.data.config import DataConfig, SourceConfig
 from isthmus.data.corpus import build_corpus
 from isthmus.data.loader import MixtureLoader, validate_corpus
 from isthmus.data.reading import Reader
-from isthmus.data.shard_source import cut_held_out, is_shard_path, open_shards
+from isthmus.data.shard_source import is_shard_path, open_shards
+from isthmus.data.shards.dataset import Dataset
 from isthmus.data.shares import Division
+from isthmus.data.streams import Extent, ShardStream
 from isthmus.errors import UserError
 
 SHARDS = [[70, 30, 100], [5], [300, 1, 1, 98], [250]]  # 855 tokens
@@ -28,7 +31,7 @@ def reader(tmp_path: Path, **more: Any) -> Reader:
 
 def windows(stream: Any, starts: list[int], width: int = 33) -> tuple[np.ndarray, dict[int, str]]:
     rows = np.full((len(starts), width), 7, dtype=stream.dtype)
-    return rows, stream.read(starts, rows)
+    return rows, stream.read(starts, rows).bad
 
 
 def test_any_window_holds_its_tokens_also_across_shards_and_past_the_end(tmp_path: Path) -> None:
@@ -40,10 +43,14 @@ def test_any_window_holds_its_tokens_also_across_shards_and_past_the_end(tmp_pat
         assert not bad
         expected = (np.arange(855)[:, None] + np.arange(width)) % 855 % VOCABULARY
         assert (rows == expected).all()
-    part = stream.view(150, 400)
-    rows, _ = windows(part, [0, 240])
-    assert rows[0, 0] == 150
-    assert rows[1].tolist() == [*range(390, 400), *range(150, 173)]
+    first, _, third, _ = (extent.part for extent in stream.extents)
+    holes = ShardStream(
+        [Extent(first, 150, 200), Extent(third, 0, 50), Extent(third, 90, 95)], stream.reader, rows.dtype
+    )
+    tokens = [*range(150, 200), *range(205, 255), *range(295, 300)]
+    rows, _ = windows(holes, list(range(105)), 40)
+    assert (rows == np.array([(tokens * 2)[start : start + 40] for start in range(105)])).all()
+    assert [(span.start, span.stop) for span in holes.documents(95, 20)] == [(50, 100), (100, 105), (0, 50)]
 
 
 def test_a_bounded_number_of_files_is_open(tmp_path: Path) -> None:
@@ -111,14 +118,23 @@ def test_an_object_store_is_read_in_blocks_that_are_kept(tmp_path: Path) -> None
     store.rm("/bucket", recursive=True)
 
 
-def test_the_last_documents_are_held_out_whole(tmp_path: Path) -> None:
+def test_one_file_is_read_to_open_a_dataset_and_the_shards_manifests_must_fit_it(tmp_path: Path) -> None:
     write_dataset(tmp_path / "set", SHARDS)
-    stream = open_shards(str(tmp_path / "set"), None, reader(tmp_path), "here").stream
-    train, held_out = cut_held_out(stream, 300)  # inside the shard of 400, whose last document of 98 begins at 507
-    assert (len(train), len(held_out)) == (507, 348)
-    assert windows(held_out, [0])[0][0, 0] == 507
-    assert [span.stop - span.start for span in held_out.documents(0, 348)] == [98, 250]
-    assert [(span.start, span.stop) for span in train.documents(100, 206)] == [(100, 200), (200, 205), (205, 505)]
+    path = tmp_path / "set/made-00002.manifest.json"
+    content = json.loads(path.read_text())
+    content["files"][0]["blocks"] = ["0" * 64]
+    path.write_text(json.dumps(content))
+    stream = open_shards(str(tmp_path / "set"), None, reader(tmp_path, check_blocks=True), "here").stream
+    _, bad = windows(stream, [0, 210, 610])
+    assert list(bad) == [1]
+    assert "made-00002.manifest.json is not the one that its dataset was made with" in bad[1]
+    assert any("is not what manifest.json says of it" in line for line in Dataset(tmp_path / "set").damaged())
+    path.unlink()
+    assert "made-00002.manifest.json cannot be read" in windows(stream, [210])[1][0]
+    old = tmp_path / "set/manifest.json"
+    old.write_text(old.read_text().replace('"format": 2', '"format": 1'))
+    with pytest.raises(UserError, match=r"manifest.json: has format 1, this version reads 2"):
+        open_shards(str(tmp_path / "set"), None, reader(tmp_path), "here")
 
 
 def test_a_megatron_prefix_needs_no_manifest(tmp_path: Path) -> None:

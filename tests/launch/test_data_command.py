@@ -118,7 +118,7 @@ def test_help_names_sub_verbs_keys_and_defaults() -> None:
         "workers",
     ):
         assert word in shown.out
-    for verb in ("inspect", "tokenizer", "import"):
+    for verb in ("inspect", "tokenizer", "import", "pack"):
         assert isthmus_cli("data", verb, "--help").code == 0
 
 
@@ -134,6 +134,8 @@ REFUSED = {
     "sample": (["inspect", ".", "--sample", "x"], 2, "--sample: is 'x'"),
     "no out": (["import", "x"], 2, "out: is not given"),
     "absent prefix": (["import", "x", "out=y"], 2, "cannot be read"),
+    "no length": (["pack", "x"], 2, "sequence_length: is ''"),
+    "nothing to pack": (["pack", ".", "sequence_length=8"], 2, "holds no finished dataset"),
     "no text": (["tokenizer", "out=x.json"], 2, "text: is not given"),
     "wrong size": (["tokenizer", "out=x.json", "text=.", "vocab_size=3"], 2, "vocab_size: is 3"),
 }
@@ -200,3 +202,34 @@ def test_a_mixture_is_shown_trained_traced_and_audited(tmp_path: Path) -> None:
         assert row["source"] == "many"  # the second phase began at sample 32
         assert row["documents"][0]["tokens"][0] <= row["offset"] < row["documents"][0]["tokens"][1]
         assert row["documents"][0]["document"].endswith(".txt")
+
+
+def test_a_dataset_is_packed_trained_on_and_traced(prepared: Path, tmp_path: Path) -> None:
+    shutil.copytree(prepared / "out", tmp_path / "set")
+    packed = isthmus_cli("data", "pack", "set", "sequence_length=64", "--json", cwd=tmp_path)
+    assert packed.code == 0, packed.err
+    found = json.loads(packed.out)
+    assert found["windows"] > 100
+    assert 0.97 < found["fill"] <= 1
+    again = isthmus_cli("data", "pack", "set", "sequence_length=64", cwd=tmp_path)
+    assert "packed" not in again.out, "what is there is not written again"
+    verified = isthmus_cli("data", "inspect", "set", "--verify", cwd=tmp_path)
+    assert verified.code == 0, verified.err
+    (tmp_path / "mix.yaml").write_text("sources:\n  all: {path: set}\npacking: best_fit\nmask_documents: true\n")
+    keys = ["data=mix.yaml", "train.sequence_length=64", "train.steps=4", "train.global_batch=8", "eval.samples=4"]
+    mixed = isthmus_cli("data", "mix", *keys, cwd=tmp_path)
+    assert "samples are of whole documents and 9" in mixed.out, mixed.err
+    other = isthmus_cli("data", "mix", *keys, "train.sequence_length=32", cwd=tmp_path)
+    assert (other.code, other.err.count("\n")) == (2, 1)
+    assert "is packed for samples of 64, 256, not of 32" in other.err
+    trained = isthmus_cli("train", *keys, "model=nano", "run.name=r", "data.log_samples=true", cwd=tmp_path)
+    assert trained.code == 0, trained.err
+    audited = isthmus_cli("data", "audit", "runs/r", "--json", cwd=tmp_path)
+    assert json.loads(audited.out) == {"samples": 32, "logs": 1, "clean": True, "missing": [], "repeated": []}
+    where = isthmus_cli("data", "where", "runs/r/main", "--step", "2", "--json", cwd=tmp_path)
+    assert where.code == 0, where.err
+    rows = json.loads(where.out)["samples"]
+    sizes = [sum(stop - start for start, stop in (entry["tokens"] for entry in row["documents"])) for row in rows]
+    assert max(sizes) <= 65
+    assert sum(sizes) > 6 * 60  # of 8 windows; one or two may be held out
+    assert all(entry["lineage"]["file"] for row in rows for entry in row["documents"])

@@ -75,7 +75,7 @@ sources:
   talks: {{kind: transcripts, path: {folder}/talks, metadata: {folder}/videos.jsonl}}
   notes: {{kind: text, path: "{folder}/notes/*.txt", licence: own}}
 tokenizer: {{path: {folder}/tokenizer.json}}
-shards: {{tokens: 12000}}
+shards: {{tokens: 12000, pack: [256]}}
 unit_bytes: 15000
 max_reject_fraction: 0.2
 """

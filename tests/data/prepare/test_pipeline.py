@@ -24,6 +24,7 @@ from isthmus.data.prepare.folder import BACKSTOP, WorkFolder
 from isthmus.data.prepare.pipeline import Outcome, prepare
 from isthmus.data.prepare.progress import Progress, StageProgress
 from isthmus.data.shards.dataset import Dataset
+from isthmus.data.shards.packing import fills
 from isthmus.data.tokenizers import load_text_tokenizer
 from isthmus.errors import UserError
 
@@ -102,6 +103,15 @@ def test_every_token_can_be_traced(reference: Path) -> None:
         for statistics in json.loads((reference / "summary.json").read_text()).values()
         for rule in ("dedup.exact", "dedup.near")
     )
+
+
+def test_packed_samples_are_written_and_how_full_they_are(reference: Path) -> None:
+    shards = Dataset(reference).shards
+    assert {packing.sequence_length for shard in shards for packing in shard.packings} == {256}
+    assert sum(packing.tokens for shard in shards for packing in shard.packings) == Dataset(reference).tokens
+    fill = fills(shards)[256]
+    assert 0.9 < fill <= 1
+    assert f"samples of 256 tokens are {fill:.2%} full" in (reference / "report.html").read_text()
 
 
 def test_megatron_reads_every_shard(reference: Path) -> None:
