@@ -19,7 +19,7 @@ pre { white-space: pre-wrap; background: #f3f5f7; padding: .6em; margin: .3em 0 
 .facts div { background: #f3f5f7; padding: .5em .8em; border-radius: 4px }
 .facts b { display: block; font-size: 1.25em }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(540px, 1fr)); gap: 1em }
-.chart { min-width: 0 }
+.chart, .charts > div { min-width: 0 }
 """
 
 
@@ -59,4 +59,7 @@ def chart(name: str, traces: Sequence[Mapping[str, Any]], layout: Mapping[str, A
     # A closing tag inside a script's string would end the script.
     drawn = json.dumps([traces, whole]).replace("</", "<\\/")
     options = "{displayModeBar: false, responsive: true}"
-    return f'<div class="chart" id="{name}"></div><script>Plotly.newPlot("{name}", ...{drawn}, {options})</script>'
+    call = f'Plotly.newPlot("{name}", ...{drawn}, {options})'
+    # Drawn when the page has its layout: a chart takes the width that it finds.
+    script = f'<script>addEventListener("DOMContentLoaded", () => {call})</script>'
+    return f'<div class="chart" id="{name}"></div>{script}'
