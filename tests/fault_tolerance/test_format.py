@@ -15,7 +15,7 @@ from support.checkpoints import new_store, numbers_of, save, snapshot_of, write_
 from support.crash_ranks import manifest_of
 from torch import Tensor
 
-from isthmus.fault_tolerance import hashing
+from isthmus import hashing
 from isthmus.fault_tolerance.manifest import Broken, check_hashes, read_manifest
 from isthmus.fault_tolerance.reader import Reader
 from isthmus.fault_tolerance.records import MANIFEST, Record, rank_file, vote_file
