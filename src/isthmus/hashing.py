@@ -78,10 +78,15 @@ def _opened(path: Path, *, direct: bool) -> Iterator[int]:
 
 def _digests(descriptor: int, size: int, block_bytes: int) -> Iterator[str]:
     """Yield the hashes in order. One place is read at a time: a disk is fastest so, and its read-ahead works."""
+    if not size:
+        return
     count = -(-size // block_bytes)
-    threads = min(_MOST_THREADS, os.cpu_count() or 1, max(count, 1))
+    threads = min(_MOST_THREADS, os.cpu_count() or 1, count)
     whole_pages = -(-min(block_bytes, size) // mmap.PAGESIZE) * mmap.PAGESIZE
     buffers = [mmap.mmap(-1, whole_pages) for _ in range(min(count, threads + _READ_AHEAD))]
+    if count == 1:
+        yield _hash(buffers[0], _read(descriptor, buffers[0], 0, size))
+        return
     waiting: deque[Future[str]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         for number in range(count):
