@@ -4,9 +4,9 @@
     python benchmarks/checkpoint.py verify [--gigabytes 1.5]                 beside dd and cat of the same files
     python benchmarks/checkpoint.py restart [--rounds 3]                     beside a bare start
 
-Two ranks each. The stall is the time of a save and the next 20 steps, less that of 20 steps before and after it without
-one: a call that returns at once and then slows training down gains nothing. All contenders save the same numbers, in turn in one
-run. Each reading of `verify` begins with an empty page cache (it needs root).
+Two ranks each. The stall is the time of a save and the next 20 steps, less that of 20 steps before and after it
+without one: a call that returns at once and then slows training down gains nothing. All contenders save the same
+numbers, in turn in one run. Each reading of `verify` begins with an empty page cache (it needs root).
 """
 
 import argparse
@@ -69,7 +69,13 @@ def verify(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "isthmus checkpoint verify, whole command": [
             *(sys.executable, "-m", "isthmus.launch.cli", "checkpoint", "verify", str(folder), "--json"),
         ],
-        "dd, direct": ["sh", "-c", 'for f; do dd if="$f" of=/dev/null bs=16M iflag=direct status=none; done', "-", *files],
+        "dd, direct": [
+            "sh",
+            "-c",
+            'for f; do dd if="$f" of=/dev/null bs=16M iflag=direct status=none; done',
+            "-",
+            *files,
+        ],
         "dd": ["sh", "-c", 'for f; do dd if="$f" of=/dev/null bs=16M status=none; done', "-", *files],
         "cat": ["sh", "-c", 'cat "$@" > /dev/null', "-", *files],
     }

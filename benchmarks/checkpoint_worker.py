@@ -1,6 +1,6 @@
 """A rank of `checkpoint.py`: trains, saves by one contender or another in turn, and tells how long steps took.
 
-Started by checkpoint.py with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set; rank 0 prints one line of JSON a measurement.
+Started by checkpoint.py with the variables that torchrun sets; rank 0 prints one line of JSON a measurement.
 """
 
 import argparse
@@ -97,9 +97,7 @@ class Megatron:
             self.written().mkdir(parents=True)
         torch.distributed.barrier()
         prefix = rank_key(self._run)
-        state = {
-            key: ShardedTensor.from_rank_offsets(f"{prefix}/{key}", tensor) for key, tensor in numbers(self._run)
-        }
+        state = {key: ShardedTensor.from_rank_offsets(f"{prefix}/{key}", tensor) for key, tensor in numbers(self._run)}
         request = dist_checkpointing.save(
             state,
             str(self.written()),
@@ -202,7 +200,9 @@ def main() -> None:
         run.checkpointer.restore(run.stateful())
         steps(run, 3, lambda: True)
         contenders = {
-            name: make(run, plan.folder) for name, make in CONTENDERS.items() if not options.only or options.only in name
+            name: make(run, plan.folder)
+            for name, make in CONTENDERS.items()
+            if not options.only or options.only in name
         }
         tell = print if world.rank == 0 else (lambda *_, **__: None)
         state = sum(tensor.numel() * tensor.element_size() for _, tensor in numbers(run))

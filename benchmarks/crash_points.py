@@ -37,13 +37,14 @@ def measure(scratch: Path) -> dict[str, object]:
     points = kill_points(log)
     resumed = kill_everywhere(prepared, points, _made(scratch / "kills"))
     restarts = Restarts(_made(scratch / "power"))
-    pairs = 0
-    for pairs, happened in enumerate(interrupted_pairs(log), start=1):
+    problems = []
+    for happened in interrupted_pairs(log):
         disk = Disk(prepared.root)
         for operation in happened:
             disk.apply(operation)
         keep = next(keep for name, keep in disk.losses() if name == "everything")
-        assert not restarts.try_from(disk.survives(keep), disk.acknowledged)
+        problems.append(restarts.try_from(disk.survives(keep), disk.acknowledged))
+    assert not any(problems), problems
     cases, wrong = cut_power_everywhere(prepared.root, log, restarts)
     syncs = [number for number, operation in enumerate(log) if operation.name == "fsync"]
     weaker = {f"without {log[number]}": without(log, number) for number in syncs}
@@ -60,7 +61,7 @@ def measure(scratch: Path) -> dict[str, object]:
         "kill points": len(points),
         "resumed the new step": resumed.count(NEW_STEP),
         "resumed the acknowledged one before it": resumed.count(OLD_STEP),
-        "moments at which both ranks die": pairs,
+        "moments at which both ranks die": len(problems),
         "power cuts": cases,
         "power cuts that lost something": len(wrong),
         "weaker protocols": len(weaker),

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing_extensions import Buffer
 
 from isthmus.fault_tolerance.filesystem import FileSystem
-from isthmus.hashing import BLOCK_BYTES, digest
 from isthmus.fault_tolerance.manifest import Manifest, Vote, check_sizes
 from isthmus.fault_tolerance.records import MANIFEST, rank_file, vote_file
+from isthmus.hashing import BLOCK_BYTES, digest
 
 RETIRED = "retired-"
 _POLL_SECONDS = 0.01

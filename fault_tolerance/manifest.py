@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from isthmus.hashing import check_blocks, digest
 from isthmus.fault_tolerance.records import MANIFEST, rank_file, vote_file
+from isthmus.hashing import check_blocks, digest
 
 FORMAT = 1
 

@@ -138,9 +138,7 @@ def _export_together(world: RankWorld, folder: str, target: str) -> int:
     from isthmus.train.export.torch_dist import export_torch_dist
 
     cpu.install()
-    torch.distributed.init_process_group(
-        "gloo", init_method=world.init_method, rank=world.rank, world_size=world.size
-    )
+    torch.distributed.init_process_group("gloo", init_method=world.init_method, rank=world.rank, world_size=world.size)
     try:
         source = open_source(at_path(Path(folder)), lambda count: None, rank=world.rank, ranks=world.size)
         export_torch_dist(source, Path(target), source.dtype, rank=world.rank, ranks=world.size)
@@ -177,7 +175,9 @@ def _losses(world: RankWorld, folder: str, words: list[str]) -> list[tuple[float
             where = entry.slice
             entry.parameter.copy_(whole[where.name].reshape(-1)[where.start : where.stop])
         engine.publish_parameters()
-        return [(float(a), float(b)) for a, b in engine.evaluate(rank_batches(config, topology, world.rank, 9)).tolist()]
+        return [
+            (float(a), float(b)) for a, b in engine.evaluate(rank_batches(config, topology, world.rank, 9)).tolist()
+        ]
 
 
 @pytest.mark.parametrize("model", ["grouped queries", "tied, bf16"])

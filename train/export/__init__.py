@@ -1,1 +1,1 @@
-"""A run's model in the formats of others. Nothing here reads a pickle; Megatron's own format holds some that we write."""
+"""A run's model in the formats of others. Nothing here reads a pickle; Megatron's format has some, which we write."""

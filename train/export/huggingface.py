@@ -44,7 +44,12 @@ class TokenizerFile:
 
 
 def export_huggingface(
-    source: Source, folder: Path, dtype: torch.dtype, tokenizer: TokenizerFile | None = None, *, shard_bytes: int = SHARD_BYTES
+    source: Source,
+    folder: Path,
+    dtype: torch.dtype,
+    tokenizer: TokenizerFile | None = None,
+    *,
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write the model, one file in memory at a time, and its configuration last.
 
@@ -68,9 +73,7 @@ def export_huggingface(
         places |= dict.fromkeys(tensors, file)
         total += sum(tensor.nbytes for tensor in tensors.values())
     if len(shards) > 1:
-        write_json(
-            folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": places}
-        )
+        write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": places})
     if tokenizer is not None:
         (folder / "tokenizer.json").write_text(tokenizer.json, "utf-8")
         described = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": tokenizer.end}

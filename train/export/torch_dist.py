@@ -14,7 +14,14 @@ import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.strategies.torch import (
+    MCoreSavePlanner,
+    TorchDistSaveShardedStrategy,
+    _replace_state_dict_keys_with_sharded_keys,
+    mcore_to_pyt_state_dict,
+)
 from torch import Tensor
+from torch.distributed.checkpoint import FileSystemWriter, save
 
 from isthmus.files import write_atomically
 from isthmus.parallelism.config import ModelConfig
@@ -53,9 +60,22 @@ def export_torch_dist(source: Source, folder: Path, dtype: torch.dtype, *, rank:
         "iteration": source.manifest.step,
         "model": entries,
     }
-    dist_checkpointing.save(state, str(target), content_metadata={"singleton_local_shards": False})
+    strategy = _InThisProcess("torch_dist", 1)
+    dist_checkpointing.save(state, str(target), strategy, content_metadata={"singleton_local_shards": False})
     if rank == 0:
         write_atomically(folder / _TRACKER, str(source.manifest.step).encode())
+
+
+class _InThisProcess(TorchDistSaveShardedStrategy):
+    """Megatron's names and plan with torch's writer: Megatron's own starts processes for what is done once."""
+
+    def save(self, sharded_state_dict: Any, checkpoint_dir: Any) -> None:
+        by_key, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, True)
+        save(
+            mcore_to_pyt_state_dict(by_key, False),
+            storage_writer=FileSystemWriter(checkpoint_dir),
+            planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
+        )
 
 
 def share_of(shapes: dict[str, tuple[int, ...]], rank: int, ranks: int) -> list[str]:
