@@ -92,10 +92,11 @@ def _load_with_megatron(world: RankWorld, folder: str, words: list[str], expecte
                 position_embedding_type="rope",
                 pg_collection=groups,
             ).to(dtype)
-        loaded, missing, _ = dist_checkpointing.load(
+        loaded, unasked, absent = dist_checkpointing.load(
             {"model": gpt.sharded_state_dict()}, folder, strict=StrictHandling.RETURN_ALL
         )
-        assert not missing, missing
+        assert not absent, absent
+        assert all(key.endswith("_extra_state") or model.num_experts for key in unasked), unasked
         assert loaded["iteration"] == 2
         assert loaded["args"].num_layers == model.num_layers
         gpt.load_state_dict(loaded["model"])
