@@ -37,7 +37,7 @@ def write_part(fs: FileSystem, folder: Path, rank: int, content: Buffer) -> None
     """
     fs.make_folder(folder)
     view = memoryview(content)
-    file = fs.create(folder / rank_file(rank))
+    file = fs.create(folder / rank_file(rank), direct=True)
     blocks = []
     try:
         for first in range(0, len(view), BLOCK_BYTES):
