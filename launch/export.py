@@ -3,16 +3,20 @@
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from isthmus.errors import EXIT_OK, UserError
 from isthmus.launch.reading import reading
 from isthmus.launch.words import Words
+from isthmus.train.resuming import at_path
+
+if TYPE_CHECKING:
+    from isthmus.train.export.source import Source
 
 FORMATS = ("torch_dist", "huggingface")
 _PRECISIONS = ("fp32", "bf16")
@@ -29,50 +33,50 @@ def export(path: Path, words: Words) -> int:
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if ranks > 1 and to == "huggingface":
         raise UserError("is written by one process", where="--to huggingface", fix="start it without torchrun")
-    from isthmus.train.resuming import at_path
-
     found = at_path(path.absolute())
+    assert found.manifest is not None
     chosen = words.value("--out")
     default = found.folder.parents[1] / "exports" / f"{found.folder.name}-{to}"
     out = Path(chosen).expanduser() if chosen else default
     if out.exists():
         raise UserError("is there already", where=str(out), fix="remove it, or choose another folder with --out")
 
-    import torch  # late: a wrong word should not wait for it
+    from isthmus.train.export.source import open_source  # late, with torch: a wrong word should not wait for it
 
-    from isthmus.train.export.source import open_source
-
-    assert found.manifest is not None
     with reading(found.manifest.total_bytes // ranks, quiet=words.flag("--json") or rank > 0) as done:
         source = open_source(found, done, rank=rank, ranks=ranks)
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, None: source.dtype}[precision]
-    told: list[str] = []
+    precision = precision or source.precision
+    console = Console(stderr=words.flag("--json"), soft_wrap=True)
     if to == "huggingface":
-        from isthmus.train.export.huggingface import export_huggingface
-        from isthmus.train.export.tokenizer import tokenizer_of
-
-        tokenizer = tokenizer_of(found.folder.parents[1] / "config.yaml", told.append)
-        with _complete(out):
-            export_huggingface(source, _unfinished(out), dtype, tokenizer)
+        _write_huggingface(source, out, precision, console)
     else:
-        from isthmus.train.export.group import processes
-
-        with processes(rank, ranks) as barrier, _complete(out, rank, barrier):
-            from isthmus.train.export.torch_dist import export_torch_dist
-
-            export_torch_dist(source, _unfinished(out), dtype, rank=rank, ranks=ranks)
+        _write_torch_dist(source, out, precision, rank, ranks)
     if rank == 0:
-        size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-        name = "fp32" if dtype is torch.float32 else "bf16"
-        console = Console(stderr=words.flag("--json"), soft_wrap=True)
-        for line in told:
-            console.print(line, highlight=False)
-        console.print(f"step {source.manifest.step} in {name} ({size / 1e6:.1f} MB) is in {out}", highlight=False)
+        step, size = source.manifest.step, sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+        console.print(f"step {step} in {precision} ({size / 1e6:.1f} MB) is in {out}", highlight=False)
         if words.flag("--json"):
-            row = {"folder": str(out), "to": to, "step": source.manifest.step, "precision": name, "bytes": size}
-            print(json.dumps(row))
-            sys.stdout.flush()
+            print(json.dumps({"folder": str(out), "to": to, "step": step, "precision": precision, "bytes": size}))
     return EXIT_OK
+
+
+def _write_huggingface(source: "Source", out: Path, precision: str, console: Console) -> None:
+    from isthmus.train.export.huggingface import export_huggingface, refuse_what_llama_is_not
+    from isthmus.train.export.tokenizer import tokenizer_of
+
+    refuse_what_llama_is_not(source.model)
+    config = source.folder.parents[1] / "config.yaml"
+    tokenizer = tokenizer_of(config, lambda line: console.print(line, highlight=False))
+    with _complete(out) as folder:
+        export_huggingface(source, folder, precision, tokenizer)
+
+
+def _write_torch_dist(source: "Source", out: Path, precision: str, rank: int, ranks: int) -> None:
+    from isthmus.train.export.group import processes
+
+    with processes(rank, ranks) as barrier, _complete(out, rank, barrier) as folder:
+        from isthmus.train.export.torch_dist import export_torch_dist
+
+        export_torch_dist(source, folder, precision, rank=rank, ranks=ranks)
 
 
 def _choice(words: Words, option: str, known: tuple[str, ...]) -> str:
@@ -83,14 +87,10 @@ def _choice(words: Words, option: str, known: tuple[str, ...]) -> str:
     return value
 
 
-def _unfinished(out: Path) -> Path:
-    return out.with_name(f".{out.name}.unfinished")
-
-
 @contextmanager
-def _complete(out: Path, rank: int = 0, barrier: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Make a folder beside `out`, within which it is written; make it durable and give it its name."""
-    folder = _unfinished(out)
+def _complete(out: Path, rank: int = 0, barrier: Callable[[], None] = lambda: None) -> Iterator[Path]:
+    """Yield a folder to write in; make what is in it durable, then give it its name."""
+    folder = out.with_name(f".{out.name}.unfinished")
     if rank == 0:
         shutil.rmtree(folder, ignore_errors=True)  # what a crash has left
         try:
@@ -98,7 +98,11 @@ def _complete(out: Path, rank: int = 0, barrier: Callable[[], None] = lambda: No
         except OSError as error:
             raise UserError(f"cannot be made: {error.strerror}", where=str(out), fix="choose another --out") from None
     barrier()
-    yield
+    try:
+        yield folder
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise UserError(f"cannot be written: {error.strerror}", where=str(out), fix="see to the disk") from None
     barrier()
     if rank == 0:
         for path in [*folder.rglob("*"), folder]:

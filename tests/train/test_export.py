@@ -12,7 +12,7 @@ from support.ranks import CommandResult, RankWorld, isthmus_cli, run_ranks
 from support.runs import train_run
 from torch import Tensor
 
-from isthmus.train.export.source import open_source
+from isthmus.train.export.source import DTYPES, open_source
 from isthmus.train.export.torch_dist import share_of
 from isthmus.train.resuming import at_path
 
@@ -33,7 +33,7 @@ def _save(model: str, root: Path, cache: Path) -> tuple[Path, list[str]]:
 
 def _parameters(folder: Path) -> dict[str, Tensor]:
     source = open_source(at_path(folder), lambda count: None)
-    return {name: tensor.to(source.dtype) for name, tensor in source.read(list(source.shapes))}
+    return {name: tensor.to(DTYPES[source.precision]) for name, tensor in source.read(list(source.shapes))}
 
 
 def _export(folder: Path, *words: str) -> CommandResult:
@@ -142,7 +142,7 @@ def _export_together(world: RankWorld, folder: str, target: str) -> int:
     torch.distributed.init_process_group("gloo", init_method=world.init_method, rank=world.rank, world_size=world.size)
     try:
         source = open_source(at_path(Path(folder)), lambda count: None, rank=world.rank, ranks=world.size)
-        export_torch_dist(source, Path(target), source.dtype, rank=world.rank, ranks=world.size)
+        export_torch_dist(source, Path(target), source.precision, rank=world.rank, ranks=world.size)
     finally:
         torch.distributed.destroy_process_group()
     return sum(torch.Size(source.shapes[name]).numel() for name in share_of(source.shapes, world.rank, world.size))

@@ -15,7 +15,7 @@ from isthmus.errors import UserError
 from isthmus.files import write_json
 from isthmus.parallelism.config import ModelConfig
 from isthmus.parallelism.topology import head_dim
-from isthmus.train.export.source import Source
+from isthmus.train.export.source import DTYPES, Source
 
 SHARD_BYTES = 5 * 10**9  # as transformers cuts its own
 _NAMES = {
@@ -31,7 +31,6 @@ _LAYER_NAMES = {
     "mlp.linear_fc1.up.weight": "mlp.up_proj.weight",
     "mlp.linear_fc2.weight": "mlp.down_proj.weight",
 }
-_DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -46,28 +45,23 @@ class TokenizerFile:
 def export_huggingface(
     source: Source,
     folder: Path,
-    dtype: torch.dtype,
+    precision: str,
     tokenizer: TokenizerFile | None = None,
     *,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write the model, one file in memory at a time, and its configuration last.
-
-    Raises:
-        UserError: a model that LlamaForCausalLM is not.
-    """
-    model = source.model
-    if model.num_experts:
-        raise UserError("has experts, which Llama has not", where="--to huggingface", fix="use --to torch_dist")
+    """Write the model, one file in memory at a time, and its configuration last."""
+    refuse_what_llama_is_not(source.model)
+    dtype = DTYPES[precision]
     shards = _shards(source.shapes, dtype, shard_bytes)
     places: dict[str, str] = {}
     total = 0
     for number, names in enumerate(shards, start=1):
         file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         tensors = {
-            theirs: part.to(dtype).contiguous()
+            theirs: part.to(dtype, copy=True).contiguous()
             for name, tensor in source.read(names)
-            for theirs, part in llama_tensors(name, tensor, model)
+            for theirs, part in llama_tensors(name, tensor, source.model)
         }
         save_file(tensors, folder / file, metadata={"format": "pt"})
         places |= dict.fromkeys(tensors, file)
@@ -78,7 +72,19 @@ def export_huggingface(
         (folder / "tokenizer.json").write_text(tokenizer.json, "utf-8")
         described = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": tokenizer.end}
         write_json(folder / "tokenizer_config.json", described)
-    write_json(folder / "config.json", llama_config(source, dtype, tokenizer.end_id if tokenizer is not None else None))
+    write_json(
+        folder / "config.json", llama_config(source, precision, tokenizer.end_id if tokenizer is not None else None)
+    )
+
+
+def refuse_what_llama_is_not(model: ModelConfig) -> None:
+    """Make sure that LlamaForCausalLM can be this model.
+
+    Raises:
+        UserError: it has experts.
+    """
+    if model.num_experts:
+        raise UserError("has experts, which Llama has not", where="--to huggingface", fix="use --to torch_dist")
 
 
 def llama_tensors(name: str, tensor: Tensor, model: ModelConfig) -> Iterator[tuple[str, Tensor]]:
@@ -102,7 +108,7 @@ def llama_tensors(name: str, tensor: Tensor, model: ModelConfig) -> Iterator[tup
         yield f"{layer}.self_attn.{letter}_proj.weight", part.reshape(-1, model.hidden_size)
 
 
-def llama_config(source: Source, dtype: torch.dtype, end_id: int | None) -> dict[str, Any]:
+def llama_config(source: Source, precision: str, end_id: int | None) -> dict[str, Any]:
     """Return config.json."""
     model = source.model
     return {
@@ -127,7 +133,7 @@ def llama_config(source: Source, dtype: torch.dtype, end_id: int | None) -> dict
         "initializer_range": model.init_std,
         "bos_token_id": None,
         "eos_token_id": end_id,
-        "torch_dtype": _DTYPE_NAMES[dtype],
+        "torch_dtype": str(DTYPES[precision]).removeprefix("torch."),
     }
 
 

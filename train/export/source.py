@@ -16,6 +16,7 @@ from isthmus.fault_tolerance.records import Record
 from isthmus.fault_tolerance.store import Found
 from isthmus.parallelism.config import ModelConfig
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _GROUP_BYTES = 1 << 30  # of fp32 numbers that are put together in one pass over the files
 
 
@@ -39,9 +40,9 @@ class Source:
         return int(self.manifest.config["train.sequence_length"])
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The precision that the model was trained in; of fp8, that in which its parameters are kept."""
-        return torch.float32 if self.manifest.config["train.precision"] == "fp32" else torch.bfloat16
+    def precision(self) -> str:
+        """That of the model in training; of fp8, that in which its parameters are kept."""
+        return "fp32" if self.manifest.config["train.precision"] == "fp32" else "bf16"
 
     def read(self, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, whole parameter in fp32) in order, holding about a gigabyte at a time.

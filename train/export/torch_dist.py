@@ -26,7 +26,7 @@ from torch.distributed.checkpoint import FileSystemWriter, save
 from isthmus.files import write_atomically
 from isthmus.parallelism.config import ModelConfig
 from isthmus.parallelism.topology import VOCAB_MULTIPLE, head_dim, padded_vocab_size
-from isthmus.train.export.source import Source
+from isthmus.train.export.source import DTYPES, Source
 
 _TRACKER = "latest_checkpointed_iteration.txt"  # where Megatron looks for the newest step
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
@@ -42,7 +42,7 @@ _FUSED_NORMS = {
 _WITH_EXTRA_STATE = ("self_attention.linear_qkv", "self_attention.linear_proj", "self_attention.core_attention")
 
 
-def export_torch_dist(source: Source, folder: Path, dtype: torch.dtype, *, rank: int, ranks: int) -> None:
+def export_torch_dist(source: Source, folder: Path, precision: str, *, rank: int, ranks: int) -> None:
     """Write `folder/iter_...` and, last, the tracker file; called by all processes of the default group together."""
     target = folder / f"iter_{source.manifest.step:07d}"
     if rank == 0:
@@ -50,12 +50,12 @@ def export_torch_dist(source: Source, folder: Path, dtype: torch.dtype, *, rank:
     torch.distributed.barrier()
     entries: dict[str, Any] = {}
     for name, tensor in source.read(share_of(source.shapes, rank, ranks)):
-        for number, entry in enumerate(sharded_tensors(name, tensor.to(dtype), source.model)):
+        for number, entry in enumerate(sharded_tensors(name, tensor.to(DTYPES[precision]), source.model)):
             entries[f"{name}/{number}"] = entry
     if rank == 0:
         entries |= {entry.unique_key: entry for entry in _empty_extra_states(source.model)}
     state = {
-        "args": _arguments(source, dtype),
+        "args": _arguments(source, precision),
         "checkpoint_version": 3.0,
         "iteration": source.manifest.step,
         "model": entries,
@@ -121,7 +121,7 @@ def _empty_extra_states(model: ModelConfig) -> Iterator[ShardedObject]:
     yield ShardedObject("decoder.final_layernorm._extra_state", None, (1,), (0,))
 
 
-def _arguments(source: Source, dtype: torch.dtype) -> argparse.Namespace:
+def _arguments(source: Source, precision: str) -> argparse.Namespace:
     """Return what Megatron's scripts read with --use-checkpoint-args."""
     model, config = source.model, source.manifest.config
     samples = source.manifest.step * int(config["train.global_batch"])
@@ -157,7 +157,7 @@ def _arguments(source: Source, dtype: torch.dtype) -> argparse.Namespace:
         num_experts=model.num_experts or None,
         moe_router_topk=model.experts_per_token,
         moe_ffn_hidden_size=model.ffn_hidden_size if model.num_experts else None,
-        bf16=dtype is torch.bfloat16,
+        bf16=precision == "bf16",
         fp16=False,
         tensor_model_parallel_size=1,
         pipeline_model_parallel_size=1,
