@@ -4,8 +4,8 @@
 
 Two ranks under `isthmus launch`. A short run is timed first, to choose a number of steps that takes about so long with
 the kills; then comes the run with them (a random rank by SIGKILL, after exponential times), then the quiet one.
-Compared: all parameters and optimizer state, the loss of every step, the samples (`isthmus data audit`), and the goodput of the
-ledger with `replay_goodput` at the times of the kills, whose four constants come from the same run.
+Compared are parameters and optimizer state, the loss of every step, the samples (`isthmus data audit`), and the goodput
+of the ledger with `replay_goodput` at the times of the kills, whose four constants come from the same run.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""A bar on standard error while bytes are read."""
+"""A bar on standard error while bytes are read, where that is a terminal."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +11,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColu
 def reading(total_bytes: int, *, quiet: bool) -> Iterator[Callable[[int], None]]:
     """Yield what is to be told the number of bytes that were read since it was last told."""
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as progress:
+    console = Console(stderr=True)
+    off = quiet or not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=off) as progress:
         task = progress.add_task("reading", total=total_bytes)
         yield lambda count: progress.advance(task, count)
