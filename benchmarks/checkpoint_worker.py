@@ -83,12 +83,12 @@ class TorchDcp:
 
 
 class Megatron:
-    """megatron-core's async save of the same numbers: a process forked for each save, or one that stays."""
+    """megatron-core's async save of the same numbers, by a process forked for each: the one that stays needs a GPU."""
 
-    def __init__(self, run: Run, folder: Path, *, persistent: bool) -> None:
+    def __init__(self, run: Run, folder: Path) -> None:
         self._run, self._number = run, 0
-        self._folder = folder / f"megatron-{persistent}"
-        self._queue = AsyncCallsQueue(persistent=persistent)
+        self._folder = folder / "megatron"
+        self._queue = AsyncCallsQueue(persistent=False)
         self._strategy = TorchDistSaveShardedStrategy("torch_dist", 1)
 
     def save(self) -> None:
@@ -136,8 +136,7 @@ CONTENDERS: dict[str, Callable[[Run, Path], Any]] = {
     "isthmus": Isthmus,
     "torch async_save, thread": lambda run, folder: TorchDcp(run, folder, AsyncCheckpointerType.THREAD),
     "torch async_save, process": lambda run, folder: TorchDcp(run, folder, AsyncCheckpointerType.PROCESS),
-    "megatron, forked": lambda run, folder: Megatron(run, folder, persistent=False),
-    "megatron, persistent": lambda run, folder: Megatron(run, folder, persistent=True),
+    "megatron": Megatron,
 }
 
 

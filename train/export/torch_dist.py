@@ -98,7 +98,7 @@ def sharded_tensors(name: str, tensor: Tensor, model: ModelConfig) -> Iterator[S
     offsets, rest = [(0, int(match[1]), model.num_layers)], match[2]
     if (expert := _EXPERT.fullmatch(rest)) is not None:
         offsets.append((1, int(expert[1]), model.num_experts))
-        rest = f"mlp.experts.{expert[2]}"
+        rest = f"mlp.experts.experts.{expert[2]}"
     axes = len(offsets)
     if (half := re.fullmatch(r"(.+\.linear_fc1)\.(gate|up)\.weight", rest)) is not None:
         offsets.append((axes, _HALVES[half[2]], 2))
@@ -117,7 +117,7 @@ def _empty_extra_states(model: ModelConfig) -> Iterator[ShardedObject]:
         for expert in range(model.num_experts):
             for name in ("linear_fc1", "linear_fc2"):
                 shape = (model.num_layers, model.num_experts)
-                yield ShardedObject(f"decoder.layers.mlp.experts.{name}._extra_state", None, shape, (layer, expert))
+                yield ShardedObject(f"decoder.layers.mlp.experts.experts.{name}._extra_state", None, shape, (layer, expert))
     yield ShardedObject("decoder.final_layernorm._extra_state", None, (1,), (0,))
 
 
