@@ -1,17 +1,16 @@
-"""Whole runs in the ranks of a test: through `build_run`, watched step by step, and killed where it is asked for."""
+"""Whole runs through `build_run`, broken off where a test wants it, and what can be seen of them."""
 
 import io
-import os
 from typing import Any
 
-from rich.console import Console
+import numpy as np
 
 from isthmus.config import compose
 from isthmus.train.config import Config
 from support.ranks import RankWorld
 
 COMMON = [
-    "train.global_batch=12",
+    "train.global_batch=8",
     "train.sequence_length=32",
     "train.micro_batch=1",
     "optim.learning_rate=3e-3",
@@ -24,6 +23,10 @@ COMMON = [
 
 def train_run(world: RankWorld, root: str, stop_at: int | None, words: list[str]) -> dict[str, Any]:
     """Rank function: a whole run through `build_run`; ended after `stop_at` as by a kill, without a last save."""
+    import os
+
+    from rich.console import Console
+
     from isthmus.parallelism import groups as groups_module
     from isthmus.train import assembly
     from isthmus.train.assembly import World, build_run
@@ -70,8 +73,9 @@ def train_run(world: RankWorld, root: str, stop_at: int | None, words: list[str]
             completed = train(run)
         except _Killed:
             return seen
+        finally:
+            seen["told"] = told.getvalue()
         assert completed
-        seen["told"] = told.getvalue()
         seen["state"] = {}
         for kind, where, tensor in run.engine.state():
             seen["state"].setdefault(kind, []).append((where, tensor.numpy().copy()))
@@ -81,3 +85,12 @@ def train_run(world: RankWorld, root: str, stop_at: int | None, words: list[str]
 
 class _Killed(Exception):
     pass
+
+
+def assert_equal_states(left: dict[str, Any], right: dict[str, Any]) -> None:
+    assert left["state"].keys() == right["state"].keys() == {"parameter", "exp_avg", "exp_avg_sq"}
+    for kind in left["state"]:
+        for (where, ours), (_, theirs) in zip(left["state"][kind], right["state"][kind], strict=True):
+            assert np.array_equal(ours, theirs), f"{kind} of {where.name} differs"
+    for (kind, where, ours), (_, _, theirs) in zip(left["sync"], right["sync"], strict=True):
+        assert np.array_equal(ours, theirs), f"{kind} of {where.name} differs"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from support.engines import assemble
 from support.ranks import run_ranks, run_sites
-from support.runs import train_run
+from support.runs import assert_equal_states, train_run
 
 Seen = list[dict[str, Any]]  # what `train_run` brings back, a rank each
 STEPS = 10
@@ -25,7 +25,8 @@ class Runs:
     """Runs that several tests begin with, made once: quiet ones, and some that were killed at a random step."""
 
     def __init__(self, scratch: Path, cache: Path) -> None:
-        self._scratch, self.cache = scratch, [f"data.cache_dir={cache}"]
+        # A batch that two, three and four ranks can share.
+        self._scratch, self.common = scratch, [f"data.cache_dir={cache}", "train.global_batch=12"]
         self._numbers = itertools.count()
         seed = random.SystemRandom().randrange(2**32)
         self._random, self.seed = random.Random(seed), seed
@@ -40,11 +41,11 @@ class Runs:
         return (step - 1) // 4 * 4, seen
 
     def _quiet(self, ranks: int, words: tuple[str, ...]) -> Seen:
-        return run_ranks(train_run, ranks, str(self._new()), None, [*self.cache, *words, *QUIET])
+        return run_ranks(train_run, ranks, str(self._new()), None, [*self.common, *words, *QUIET])
 
     def _kill(self, ranks: int, words: tuple[str, ...]) -> tuple[int, Path, Seen]:
         step, root = self._random.randint(5, STEPS), self._new()
-        return step, root, run_ranks(train_run, ranks, str(root), step, [*self.cache, *words, *SAVING])
+        return step, root, run_ranks(train_run, ranks, str(root), step, [*self.common, *words, *SAVING])
 
     def _new(self) -> Path:
         return self._scratch / f"{next(self._numbers)}"
@@ -53,15 +54,6 @@ class Runs:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Runs:
     return Runs(tmp_path_factory.mktemp("runs"), shared_cache)
-
-
-def _equal_states(left: dict[str, Any], right: dict[str, Any]) -> None:
-    assert left["state"].keys() == right["state"].keys() == {"parameter", "exp_avg", "exp_avg_sq"}
-    for kind in left["state"]:
-        for (where, ours), (_, theirs) in zip(left["state"][kind], right["state"][kind], strict=True):
-            assert np.array_equal(ours, theirs), f"{kind} of {where.name} differs"
-    for (kind, where, ours), (_, _, theirs) in zip(left["sync"], right["sync"], strict=True):
-        assert np.array_equal(ours, theirs), f"{kind} of {where.name} differs"
 
 
 TP, PP, DP, ONE = ("parallel.tensor=2",), ("parallel.pipeline=2",), (), ()
@@ -79,12 +71,12 @@ def test_killed_and_resumed_equals_uninterrupted(layout: str, runs: Runs, tmp_pa
     ranks, words = LAYOUTS[layout]
     quiet = runs.quiet(ranks, words)
     saved, broken = runs.killed(tmp_path / "runs", ranks, words)
-    resumed = run_ranks(train_run, ranks, str(tmp_path / "runs"), None, [*runs.cache, *words, SAVING[0]])
+    resumed = run_ranks(train_run, ranks, str(tmp_path / "runs"), None, [*runs.common, *words, SAVING[0]])
     for one, before, after in zip(quiet, broken, resumed, strict=True):
         assert sorted(after["losses"]) == list(range(saved + 1, STEPS + 1))
         assert {**before["losses"], **after["losses"]} == one["losses"]
         assert {**before["samples"], **after["samples"]} == one["samples"]
-        _equal_states(one, after)
+        assert_equal_states(one, after)
 
 
 SITES = {
@@ -104,7 +96,7 @@ def killed_sites(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Callab
     def made(method: str) -> Path:
         root = tmp_path_factory.mktemp("sites")
         # With H 4, P 2 and tau 3, a fragment sent at step 4 is under way at step 5.
-        words = [*SITES[method], *runs.cache, *SAVING, "checkpoint.every_steps=5"]
+        words = [*SITES[method], *runs.common, *SAVING, "checkpoint.every_steps=5"]
         run_sites(train_run, 2, 1, str(root), 7, words)
         return root
 
@@ -115,7 +107,7 @@ def killed_sites(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Callab
 def test_two_sites_resume_exactly(
     method: str, runs: Runs, killed_sites: Callable[[str, Path], None], tmp_path: Path
 ) -> None:
-    words = [*SITES[method], *runs.cache]
+    words = [*SITES[method], *runs.common]
     quiet = run_sites(train_run, 2, 1, str(tmp_path / "quiet"), None, [*words, *QUIET])
     killed_sites(method, tmp_path / "runs")
     resumed = run_sites(train_run, 2, 1, str(tmp_path / "runs"), None, [*words, "checkpoint.every_steps=5"])
@@ -123,7 +115,7 @@ def test_two_sites_resume_exactly(
         assert sorted(after["losses"]) == [6, 7, 8, 9, 10]
         assert after["losses"] == {step: one["losses"][step] for step in after["losses"]}
         assert after["samples"] == {step: one["samples"][step] for step in after["samples"]}
-        _equal_states(one, after)
+        assert_equal_states(one, after)
 
 
 MOVES = {
@@ -139,7 +131,7 @@ def test_another_topology_goes_on_with_the_same_samples_and_losses(move: str, ru
     (before, here), (after, there) = MOVES[move]
     (quiet,) = runs.quiet(1, ONE)
     saved, _ = runs.killed(tmp_path / "runs", before, here)
-    resumed = run_ranks(train_run, after, str(tmp_path / "runs"), None, [*runs.cache, *there, *SAVING])
+    resumed = run_ranks(train_run, after, str(tmp_path / "runs"), None, [*runs.common, *there, *SAVING])
     losses = resumed[0]["losses"]
     assert sorted(losses) == list(range(saved + 1, STEPS + 1))
     for step, (loss, _) in losses.items():
@@ -160,7 +152,7 @@ def test_another_schedule_of_rounds_is_taken_and_named(
     runs: Runs, killed_sites: Callable[[str, Path], None], tmp_path: Path
 ) -> None:
     killed_sites("local in mid-round", tmp_path / "runs")
-    words = [*SITES["local in mid-round"], *runs.cache, *QUIET, "sync.fragments=1", "sync.wire=bf16"]
+    words = [*SITES["local in mid-round"], *runs.common, *QUIET, "sync.fragments=1", "sync.wire=bf16"]
     for (after,) in run_sites(train_run, 2, 1, str(tmp_path / "runs"), None, words):
         assert sorted(after["losses"]) == [6, 7, 8, 9, 10]
         # Sent at step 4 and due at 7: it was dropped, and said so.
@@ -170,10 +162,10 @@ def test_another_schedule_of_rounds_is_taken_and_named(
 
 def test_one_sites_checkpoint_starts_two_and_twos_starts_one(runs: Runs, tmp_path: Path) -> None:
     saved, _ = runs.killed(tmp_path / "one", 1, ONE)
-    words = [*SITES["local in mid-round"], *runs.cache, f"checkpoint.resume={tmp_path}/one/r", *QUIET]
+    words = [*SITES["local in mid-round"], *runs.common, f"checkpoint.resume={tmp_path}/one/r", *QUIET]
     for (after,) in run_sites(train_run, 2, 1, str(tmp_path / "two"), None, words):
         assert sorted(after["losses"]) == list(range(saved + 1, STEPS + 1))
-    back = [*runs.cache, f"checkpoint.resume={tmp_path}/two/r/site1", *QUIET, "train.steps=12"]
+    back = [*runs.common, f"checkpoint.resume={tmp_path}/two/r/site1", *QUIET, "train.steps=12"]
     (single,) = run_ranks(train_run, 1, str(tmp_path / "back"), None, back)
     assert sorted(single["losses"]) == [11, 12]
     assert "what local sync of 2 site(s) kept is dropped" in single["told"]

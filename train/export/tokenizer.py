@@ -7,7 +7,7 @@ from tokenizers import Tokenizer
 
 from isthmus.config import load_resolved
 from isthmus.data.corpus import build_corpus
-from isthmus.data.tokenizer import END_OF_DOCUMENT
+from isthmus.data.tokenizer import END_ID, END_OF_DOCUMENT
 from isthmus.data.tokenizers import load_text_tokenizer
 from isthmus.errors import UserError
 from isthmus.train.config import Config
@@ -22,7 +22,7 @@ def tokenizer_of(config_file: Path, tell: Callable[[str], None]) -> TokenizerFil
         if path is None:
             trained = build_corpus(config.data, config.model.vocab_size).tokenizer
             if isinstance(trained, Tokenizer):
-                return TokenizerFile(trained.to_str(), END_OF_DOCUMENT, trained.token_to_id(END_OF_DOCUMENT))
+                return TokenizerFile(trained.to_str(), END_OF_DOCUMENT, END_ID)
         elif path.endswith(".json"):
             loaded = load_text_tokenizer(path)
             return TokenizerFile(Path(path).expanduser().read_text("utf-8"), loaded.decode([loaded.end]), loaded.end)

@@ -111,13 +111,15 @@ def sharded_tensors(name: str, tensor: Tensor, model: ModelConfig) -> Iterator[S
 
 
 def _empty_extra_states(model: ModelConfig) -> Iterator[ShardedObject]:
-    for layer in range(model.num_layers):
-        for name in (*_WITH_EXTRA_STATE, *(() if model.num_experts else ("mlp.linear_fc1", "mlp.linear_fc2"))):
-            yield ShardedObject(f"decoder.layers.{name}._extra_state", None, (model.num_layers,), (layer,))
-        for expert in range(model.num_experts):
+    layers, experts = model.num_layers, model.num_experts
+    of_layers = _WITH_EXTRA_STATE if experts else (*_WITH_EXTRA_STATE, "mlp.linear_fc1", "mlp.linear_fc2")
+    for layer in range(layers):
+        for name in of_layers:
+            yield ShardedObject(f"decoder.layers.{name}._extra_state", None, (layers,), (layer,))
+        for expert in range(experts):
             for name in ("linear_fc1", "linear_fc2"):
-                shape = (model.num_layers, model.num_experts)
-                yield ShardedObject(f"decoder.layers.mlp.experts.experts.{name}._extra_state", None, shape, (layer, expert))
+                key = f"decoder.layers.mlp.experts.experts.{name}._extra_state"
+                yield ShardedObject(key, None, (layers, experts), (layer, expert))
     yield ShardedObject("decoder.final_layernorm._extra_state", None, (1,), (0,))
 
 
