@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=15.0)
     parser.add_argument("--mean-seconds", type=float, default=60.0)
     parser.add_argument("--every-seconds", type=float, default=8.0, help="between saves")
+    parser.add_argument("--steps", type=int, help="instead of minutes, saved sixteen times: a rehearsal")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -57,11 +58,14 @@ def main() -> None:
 
 def soak(root: Path, options: argparse.Namespace) -> dict[str, Any]:
     cache = f"data.cache_dir={root}/cache"
-    seconds = step_seconds(root / "calibration", cache)
-    steps = max(50, int(options.minutes * 60 * EXPECTED_GOODPUT / seconds))
-    every = max(1, round(options.every_seconds / seconds))
+    if options.steps:
+        steps, every = options.steps, max(1, options.steps // 16)
+    else:
+        seconds = step_seconds(root / "calibration", cache)
+        steps = max(50, int(options.minutes * 60 * EXPECTED_GOODPUT / seconds))
+        every = max(1, round(options.every_seconds / seconds))
     words = [*RUN, cache, f"train.steps={steps}", f"checkpoint.every_steps={every}"]
-    print(f"{seconds:.3f} s a step: {steps} steps, saved every {every}", flush=True)
+    print(f"{steps} steps, saved every {every}", flush=True)
 
     chooser = random.Random(options.seed)
     run = Launched(root / "killed", words)
