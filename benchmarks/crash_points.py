@@ -13,8 +13,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from support.crash_ranks import NEW_STEP, OLD_STEP
-from support.crashes import Prepared, interrupted_pairs, kill_everywhere, kill_points, record, recover
-from support.power import Disk, cut_power_everywhere, exchanged, without
+from support.crashes import Prepared, interrupted_pairs, kill_everywhere, kill_points, record
+from support.power import Disk, Restarts, cut_power_everywhere, exchanged, without
 
 
 def main() -> None:
@@ -36,15 +36,16 @@ def measure(scratch: Path) -> dict[str, object]:
     log = record(prepared.copy_to(scratch / "recorded"))
     points = kill_points(log)
     resumed = kill_everywhere(prepared, points, _made(scratch / "kills"))
-    pairs = 0
-    for pairs, happened in enumerate(interrupted_pairs(log), start=1):
+    restarts = Restarts(_made(scratch / "power"))
+    problems = []
+    for happened in interrupted_pairs(log):
         disk = Disk(prepared.root)
         for operation in happened:
             disk.apply(operation)
         keep = next(keep for name, keep in disk.losses() if name == "everything")
-        disk.write_to(scratch / f"pair{pairs}", keep)
-        recover(scratch / f"pair{pairs}", disk.acknowledged)
-    cases, wrong = cut_power_everywhere(prepared.root, log, _made(scratch / "power"))
+        problems.append(restarts.try_from(disk.survives(keep), disk.acknowledged))
+    assert not any(problems), problems
+    cases, wrong = cut_power_everywhere(prepared.root, log, restarts)
     syncs = [number for number, operation in enumerate(log) if operation.name == "fsync"]
     weaker = {f"without {log[number]}": without(log, number) for number in syncs}
     for first in range(len(log) - 1):
@@ -53,14 +54,14 @@ def measure(scratch: Path) -> dict[str, object]:
     unnoticed = [
         name
         for name, changed in weaker.items()
-        if not cut_power_everywhere(prepared.root, changed, scratch / "power", first_only=True)[1]
+        if not cut_power_everywhere(prepared.root, changed, restarts, first_only=True)[1]
     ]
     return {
         "operations": len(log) - 1,
         "kill points": len(points),
         "resumed the new step": resumed.count(NEW_STEP),
         "resumed the acknowledged one before it": resumed.count(OLD_STEP),
-        "moments at which both ranks die": pairs,
+        "moments at which both ranks die": len(problems),
         "power cuts": cases,
         "power cuts that lost something": len(wrong),
         "weaker protocols": len(weaker),

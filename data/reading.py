@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, overload
 
 from isthmus.data.extras import need
-from isthmus.data.shards.manifest import BLOCK_BYTES, digest_of
+from isthmus.data.shards.manifest import digest_of
 from isthmus.files import write_atomically
+from isthmus.hashing import BLOCK_BYTES
 
 
 class BadRead(Exception):

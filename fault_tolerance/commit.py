@@ -21,9 +21,9 @@ from pathlib import Path
 from typing_extensions import Buffer
 
 from isthmus.fault_tolerance.filesystem import FileSystem
-from isthmus.fault_tolerance.hashing import BLOCK_BYTES, digest
 from isthmus.fault_tolerance.manifest import Manifest, Vote, check_sizes
 from isthmus.fault_tolerance.records import MANIFEST, rank_file, vote_file
+from isthmus.hashing import BLOCK_BYTES, digest
 
 RETIRED = "retired-"
 _POLL_SECONDS = 0.01
@@ -37,7 +37,7 @@ def write_part(fs: FileSystem, folder: Path, rank: int, content: Buffer) -> None
     """
     fs.make_folder(folder)
     view = memoryview(content)
-    file = fs.create(folder / rank_file(rank))
+    file = fs.create(folder / rank_file(rank), direct=True)
     blocks = []
     try:
         for first in range(0, len(view), BLOCK_BYTES):

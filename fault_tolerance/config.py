@@ -24,4 +24,4 @@ class RestartConfig:
     """What `isthmus launch` does when ranks fail."""
 
     without_progress: int = key(3, "restarts in a row without a new step before it gives up (0: never restart)")
-    delay_seconds: float = key(1.0, "wait before a restart")
+    delay_seconds: float = key(1.0, "wait before a restart that follows an attempt without a new step")

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from isthmus.fault_tolerance.hashing import check_blocks, digest
 from isthmus.fault_tolerance.records import MANIFEST, rank_file, vote_file
+from isthmus.hashing import check_blocks, digest
 
 FORMAT = 1
 
@@ -129,16 +129,26 @@ def check_sizes(folder: Path, manifest: Manifest) -> None:
 
 
 def check_hashes(
-    folder: Path, manifest: Manifest, ranks: Iterable[int], done: Callable[[int], None] = lambda count: None
+    folder: Path,
+    manifest: Manifest,
+    ranks: Iterable[int],
+    done: Callable[[int], None] = lambda count: None,
+    *,
+    direct: bool = False,
 ) -> None:
     """Read the files of some ranks and compare every byte's hash.
+
+    Args:
+        done: told the number of bytes after each block.
+        direct: read the disk, past what memory still holds.
 
     Raises:
         Broken: names the file and the place.
     """
     for rank in ranks:
         vote = read_vote(folder, rank, manifest)
-        if wrong := check_blocks(folder / rank_file(rank), vote.length, vote.blocks, vote.block_bytes, done):
+        path = folder / rank_file(rank)
+        if wrong := check_blocks(path, vote.length, vote.blocks, vote.block_bytes, done, direct=direct):
             raise Broken(wrong)
 
 

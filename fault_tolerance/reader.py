@@ -35,10 +35,22 @@ class Reader:
         assert isinstance(joined, dict)
         return joined
 
-    def kinds(self) -> set[str]:
-        """Return the kinds of numbers that rank 0 saved (every rank saves the same kinds)."""
-        with _opened(self.folder / rank_file(0)) as file:
-            return {record["kind"] for record in _index(file)["records"].values()}
+    def shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
+        """Return the global shapes of all that was saved, by kind and name; the headers of all files are read.
+
+        Raises:
+            Broken: a file cannot be understood.
+        """
+        found: dict[str, dict[str, tuple[int, ...]]] = {}
+        for rank in range(self.manifest.ranks):
+            with _opened(self.folder / rank_file(rank)) as file:
+                try:
+                    records = [Record.from_json(described) for described in _index(file)["records"].values()]
+                except (ValueError, TypeError, KeyError, AttributeError) as error:
+                    raise Broken(f"{rank_file(rank)} has no index ({type(error).__name__})") from None
+                for record in records:
+                    found.setdefault(record.kind, {})[record.name] = record.global_shape
+        return found
 
     @torch.no_grad()
     def fill(self, targets: Sequence[tuple[Record, Tensor]], *, near: int) -> None:

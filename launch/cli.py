@@ -17,7 +17,7 @@ Verbs:
   train    pre-train in this process
   launch   start several ranks on this machine: isthmus launch launch.processes=4 [overrides of train]
   plan     from compute, sites, links and data to a run: isthmus plan plan.flops=1e24 cluster=FILE
-  checkpoint  list or verify what a run has saved: isthmus checkpoint list runs/NAME
+  checkpoint  list, verify or export what a run has saved: isthmus checkpoint list runs/NAME
   lab      several sites on this machine, over links as thin as you like: isthmus lab sync=local [overrides]
   data     prepare, inspect or import token shards, train a tokenizer: isthmus data prepare data=FILE.yaml out=DIR
 

@@ -57,10 +57,12 @@ class Supervisor:
                     # Ended by a signal, it could not say anything itself.
                     name = signal.Signals(-code).name
                     self._tell(f"rank {rank} ended by {name}; see {self._folder}/logs")
+                advanced = reached > self._budget.best_step
                 if not self._budget.allows(rule, reached):
                     return self._give_up(code, reached)
                 self._tell(f"{rule.meaning} (exit code {code}) after step {max(reached, 0)}: starting again")
-                time.sleep(self._config.restart.delay_seconds)
+                if not advanced:
+                    time.sleep(self._config.restart.delay_seconds)
                 if self._request is not None:
                     return EXIT_INTERRUPTED if self._request is signal.SIGINT else EXIT_REQUEUE
                 if self._config.checkpoint.resume == "never":

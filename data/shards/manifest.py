@@ -1,6 +1,5 @@
 """What a shard and a dataset consist of, with hashes that tell a damaged file from a whole one."""
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -9,10 +8,10 @@ from typing import Any
 
 from isthmus.errors import UserError
 from isthmus.files import write_json
+from isthmus.hashing import BLOCK_BYTES, check_blocks, digest, hash_blocks
 
 DATASET_MANIFEST = "manifest.json"
 SHARD_SUFFIX = ".manifest.json"
-BLOCK_BYTES = 16 * 2**20
 FORMAT = 2
 
 
@@ -74,8 +73,7 @@ class DatasetManifest:
 
 def record_file(path: Path, name: str | None = None) -> FileRecord:
     """Read a file once and return its record."""
-    blocks = [hashlib.sha256(block).hexdigest() for block in _blocks(path, BLOCK_BYTES)]
-    return FileRecord(name or path.name, path.stat().st_size, blocks)
+    return FileRecord(name or path.name, path.stat().st_size, hash_blocks(path))
 
 
 def write_shard_manifest(folder: Path, manifest: ShardManifest) -> None:
@@ -101,7 +99,7 @@ def read_shard_manifest(path: Path) -> ShardManifest:
 
 def digest_of(blocks: Sequence[str]) -> str:
     """Return one hash for those of a file's blocks."""
-    return hashlib.sha256("".join(blocks).encode()).hexdigest()
+    return digest("".join(blocks).encode())
 
 
 def listed(shard: ShardManifest) -> dict[str, Any]:
@@ -137,19 +135,5 @@ def damaged_files(folder: Path, manifest: ShardManifest) -> Iterator[str]:
     """Yield one line for every file of a shard that is not what its manifest says, and where it differs."""
     for record in manifest.files:
         path = folder / record.name
-        try:
-            size = path.stat().st_size
-            if size != record.bytes:
-                yield f"{path}: {size} bytes instead of {record.bytes}"
-                continue
-            for number, block in enumerate(_blocks(path, record.block_bytes)):
-                if hashlib.sha256(block).hexdigest() != record.blocks[number]:
-                    yield f"{path}: block {number} (from byte {number * record.block_bytes}) has another hash"
-        except OSError as error:
-            yield f"{path}: {error.strerror}"
-
-
-def _blocks(path: Path, size: int) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while block := file.read(size):
-            yield block
+        if wrong := check_blocks(path, record.bytes, record.blocks, record.block_bytes):
+            yield f"{path.parent}: {wrong}"

@@ -16,20 +16,25 @@ from support.crashes import (
     record,
     recover,
 )
-from support.power import Disk, cut_power_everywhere, exchanged, without
+from support.power import Disk, Restarts, cut_power_everywhere, exchanged, without
 
 from isthmus.fault_tolerance.filesystem import FileSystem
 
 
-@pytest.fixture
-def tmp_path(tmp_path: Path) -> Iterator[Path]:
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """In memory where that can be: thousands of small files are written and synced."""
     memory = Path("/dev/shm")
     if not os.access(memory, os.W_OK):
-        yield tmp_path
+        yield tmp_path_factory.mktemp("crashes")
         return
     with tempfile.TemporaryDirectory(dir=memory, prefix="isthmus-crashes-") as folder:
         yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def restarts(scratch: Path) -> Restarts:
+    return Restarts(scratch)
 
 
 @pytest.fixture(scope="module")
@@ -48,41 +53,41 @@ def test_the_log_holds_every_kind_of_operation(log: list[Operation]) -> None:
     assert {operation.rank for operation in log} == {0, 1}
 
 
-def test_killed_at_every_operation_of_every_rank(prepared: Prepared, log: list[Operation], tmp_path: Path) -> None:
+def test_killed_at_every_operation_of_every_rank(prepared: Prepared, log: list[Operation], scratch: Path) -> None:
     points = kill_points(log)
-    resumed = kill_everywhere(prepared, points, tmp_path)
+    resumed = kill_everywhere(prepared, points, scratch)
     print(f"{len(points)} points")
     assert len(resumed) == len(points) >= 50
     assert set(resumed) == {OLD_STEP, NEW_STEP}
 
 
-def test_both_ranks_die_at_one_moment(prepared: Prepared, log: list[Operation], tmp_path: Path) -> None:
-    count = 0
-    for count, happened in enumerate(interrupted_pairs(log), start=1):
+def test_both_ranks_die_at_one_moment(prepared: Prepared, log: list[Operation], restarts: Restarts) -> None:
+    problems = []
+    for happened in interrupted_pairs(log):
         disk = Disk(prepared.root)
         for operation in happened:
             disk.apply(operation)
         ((_, everything),) = [(name, keep) for name, keep in disk.losses() if name == "everything"]
-        disk.write_to(tmp_path / f"{count}", everything)
-        recover(tmp_path / f"{count}", disk.acknowledged)
-    print(f"{count} pairs")
-    assert count > 80
+        problems.append(restarts.try_from(disk.survives(everything), disk.acknowledged))
+    print(f"{len(problems)} pairs")
+    assert not any(problems), problems
+    assert len(problems) > 80
 
 
-def test_power_is_cut_anywhere(prepared: Prepared, log: list[Operation], tmp_path: Path) -> None:
-    cases, wrong = cut_power_everywhere(prepared.root, log, tmp_path)
+def test_power_is_cut_anywhere(prepared: Prepared, log: list[Operation], restarts: Restarts) -> None:
+    cases, wrong = cut_power_everywhere(prepared.root, log, restarts)
     print(f"{cases} cases")
     assert not wrong, wrong[:5]
     assert cases > 150
 
 
 @pytest.mark.slow
-def test_every_fsync_is_needed(prepared: Prepared, log: list[Operation], tmp_path: Path) -> None:
+def test_every_fsync_is_needed(prepared: Prepared, log: list[Operation], restarts: Restarts) -> None:
     syncs = [number for number, operation in enumerate(log) if operation.name == "fsync"]
     assert len(syncs) >= 8
     needless = []
     for number in syncs:
-        _, wrong = cut_power_everywhere(prepared.root, without(log, number), tmp_path, first_only=True)
+        _, wrong = cut_power_everywhere(prepared.root, without(log, number), restarts, first_only=True)
         if not wrong:
             needless.append(str(log[number]))
     assert needless == []
@@ -105,11 +110,11 @@ FREE = {
 
 
 @pytest.mark.slow
-def test_the_order_of_neighbours_matters(prepared: Prepared, log: list[Operation], tmp_path: Path) -> None:
+def test_the_order_of_neighbours_matters(prepared: Prepared, log: list[Operation], restarts: Restarts) -> None:
     free = set()
     for first in range(len(log) - 1):
         if log[first].rank == log[first + 1].rank:
-            _, wrong = cut_power_everywhere(prepared.root, exchanged(log, first, first + 1), tmp_path, first_only=True)
+            _, wrong = cut_power_everywhere(prepared.root, exchanged(log, first, first + 1), restarts, first_only=True)
             if not wrong:
                 pair = tuple(str(log[number]).split(" ", 2)[2].strip() for number in (first, first + 1))
                 if not all(word.startswith("unlink") for word in pair):  # of a folder that has lost its name already

@@ -15,7 +15,6 @@ from support.checkpoints import new_store, numbers_of, save, snapshot_of, write_
 from support.crash_ranks import manifest_of
 from torch import Tensor
 
-from isthmus.fault_tolerance import hashing
 from isthmus.fault_tolerance.manifest import Broken, check_hashes, read_manifest
 from isthmus.fault_tolerance.reader import Reader
 from isthmus.fault_tolerance.records import MANIFEST, Record, rank_file, vote_file
@@ -253,12 +252,3 @@ def test_a_tensor_of_another_shape_is_refused(tmp_path: Path) -> None:
     record = Record("parameter", "w", (2, 8), (0, 0), (2, 8), 0, 16)
     with pytest.raises(Broken, match=r"is \(4, 4\) there and \(2, 8\) here"):
         Reader(tmp_path, manifest_of(1, 1, 1)).fill([(record, torch.zeros(16))], near=0)
-
-
-def test_hashes_cover_a_file_to_its_last_byte(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(b"x" * 1000)
-    blocks = [hashing.digest(b"x" * 400), hashing.digest(b"x" * 400), hashing.digest(b"x" * 200)]
-    assert hashing.check_blocks(path, 1000, blocks, 400) == ""
-    assert "hashes" in hashing.check_blocks(path, 1000, blocks[:2], 400)
-    assert "bytes instead of" in hashing.check_blocks(path, 999, blocks, 400)

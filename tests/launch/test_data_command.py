@@ -60,7 +60,7 @@ def test_inspect_finds_damage(prepared: Path, tmp_path: Path) -> None:
     path.write_bytes(content)
     result = isthmus_cli("data", "inspect", "copy", "--verify", cwd=tmp_path)
     assert result.code == 2
-    assert f"{path.name}: block 0" in result.err
+    assert f"{path.name} is damaged" in result.err
 
 
 def test_import_and_inspect_megatrons_files(tmp_path: Path) -> None:

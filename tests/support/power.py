@@ -101,21 +101,23 @@ class Disk:
             yield "one name and the data", _Keep({change}, data=True)
             yield "all names but one", _Keep(set(changes) - {change}, data=True)
 
-    def write_to(self, root: Path, keep: "_Keep") -> None:
-        """Put on a real disk what survives."""
-        self._write(self.root, root, keep)
+    def survives(self, keep: "_Keep") -> "Survivors":
+        """Return what a power cut leaves: the bytes of each file, None for a folder, parents first."""
+        found: dict[Path, bytes | None] = {}
+        self._collect(self.root, Path(), keep, found)
+        return frozenset(found.items())
 
-    def _write(self, folder: _Folder, path: Path, keep: "_Keep") -> None:
-        path.mkdir(exist_ok=True)
+    def _collect(self, folder: _Folder, path: Path, keep: "_Keep", found: dict[Path, bytes | None]) -> None:
+        found[path] = None
         names = dict(folder.durable)
         for number, change in enumerate(folder.pending):
             if (id(folder), number) in keep.changes:
                 change(names)
         for name, entry in names.items():
             if isinstance(entry, _Folder):
-                self._write(entry, path / name, keep)
+                self._collect(entry, path / name, keep, found)
             else:
-                (path / name).write_bytes(entry.content if keep.data else entry.durable)
+                found[path / name] = entry.content if keep.data else entry.durable
 
     def _find(self, path: Path) -> "_File | _Folder | None":
         at: _File | _Folder | None = self.root
@@ -154,8 +156,41 @@ class _Keep:
     data: bool
 
 
+Survivors = frozenset[tuple[Path, bytes | None]]
+
+
+class Restarts:
+    """Restarts from what is left on a real disk; the same bytes are not tried twice.
+
+    Most power cuts leave what another one leaves too, and so do protocols that differ in one operation.
+    """
+
+    def __init__(self, scratch: Path) -> None:
+        self._root = scratch / "after"
+        self._known: dict[tuple[Survivors, int], str] = {}
+
+    def try_from(self, left: Survivors, acknowledged: int) -> str:
+        """Return what goes wrong, or ""."""
+        if (left, acknowledged) not in self._known:
+            self._known[left, acknowledged] = self._try(left, acknowledged)
+        return self._known[left, acknowledged]
+
+    def _try(self, left: Survivors, acknowledged: int) -> str:
+        shutil.rmtree(self._root, ignore_errors=True)
+        for path, content in sorted(left, key=lambda entry: len(entry[0].parts)):
+            if content is None:
+                (self._root / path).mkdir()
+            else:
+                (self._root / path).write_bytes(content)
+        try:
+            recover(self._root, acknowledged)
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        return ""
+
+
 def cut_power_everywhere(
-    before: Path, log: list[Operation], scratch: Path, *, first_only: bool = False
+    before: Path, log: list[Operation], restarts: Restarts, *, first_only: bool = False
 ) -> tuple[int, list[str]]:
     """Cut the power after every prefix of the log, in every way; return the number of cases and what went wrong.
 
@@ -171,15 +206,10 @@ def cut_power_everywhere(
             except Impossible as error:
                 return cases, [*wrong, f"impossible: {error}"]
         for name, keep in disk.losses():
-            root = scratch / "after"
-            shutil.rmtree(root, ignore_errors=True)
-            disk.write_to(root, keep)
             cases += 1
-            try:
-                recover(root, disk.acknowledged)
-            except Exception as error:
+            if problem := restarts.try_from(disk.survives(keep), disk.acknowledged):
                 last = log[number - 1] if number else "the start"
-                wrong.append(f"{name} after {last}: {type(error).__name__}: {error}")
+                wrong.append(f"{name} after {last}: {problem}")
                 if first_only:
                     return cases, wrong
     return cases, wrong
