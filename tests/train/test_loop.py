@@ -13,7 +13,7 @@ from isthmus.train.loop import Run, train
 from isthmus.train.parts import FiniteGuard, Verdict
 from isthmus.train.report import StepReport
 
-_QUESTIONS = ("mix", "report", "exposed_reduction_seconds", "tokens_of_all_sites")  # at no particular time
+_QUESTIONS = ("mix", "report", "exposed_reduction_seconds", "tokens_of_all_sites", "rewinding")  # at no particular time
 _STATEFUL = "guard+loader+progress+sync"
 
 
