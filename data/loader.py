@@ -91,7 +91,7 @@ class MixtureLoader:
         return self._reader().read(numbers)
 
     def skip_samples(self, ranges: Iterable[range]) -> None:
-        """Leave samples out of the loss from the next step on, beside those of `data.skip`; the state remembers them."""
+        """Leave samples out of the loss from the next step on, beside those of `data.skip`; the state keeps them."""
         new = [samples for samples in ranges if samples not in self._cutting.skip]
         self._skipped += [(samples.start, samples.stop) for samples in new]
         self._cutting = replace(self._cutting, skip=(*self._cutting.skip, *new))

@@ -138,7 +138,9 @@ def validate_chaos(config: ChaosConfig, *, ranks: int, steps: int, sites: Sequen
         if not 0 <= fault.rank < ranks:
             raise UserError(f"is {fault.rank} of {ranks} rank(s)", where=f"{where}.rank", fix="ranks count from 0")
         if fault.site is not None and fault.site not in sites:
-            raise UserError(f"there is no site '{fault.site}'", where=f"{where}.site", fix=f"one of: {', '.join(sites)}")
+            raise UserError(
+                f"there is no site '{fault.site}'", where=f"{where}.site", fix=f"one of: {', '.join(sites)}"
+            )
         if fault.times < 0:
             raise UserError(f"is {fault.times}", where=f"{where}.times", fix="0 means always")
         if fault.step is not None and not 1 <= fault.step <= steps:

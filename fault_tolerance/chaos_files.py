@@ -23,7 +23,7 @@ SAVE_POINTS = ("part_written", "part_durable", *LEADER_POINTS)
 
 @dataclass(frozen=True)
 class Marker:
-    """Says in the run folder how often a fault has struck: it must not strike again after the restart that it caused."""
+    """Says in the run folder how often a fault struck: it must not strike again after the restart that it causes."""
 
     path: Path
 

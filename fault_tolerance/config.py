@@ -35,8 +35,9 @@ class RestartConfig:
 class WatchdogConfig:
     """When a rank is taken to hang: each phase of a step (data, compute, sync, ...) has a deadline of its own.
 
-    It is `factor` times the longest that the phase has taken in this attempt, one outlier left out, and never less than
-    the floor. Timeouts form a hierarchy, so that who knows best speaks first: lane < collective < watchdog < supervisor.
+    It is `factor` times the longest that the phase has taken in this attempt, one outlier left out, and never less
+    than the floor. Timeouts form a hierarchy: lane < collective < watchdog < supervisor, so that who knows best what is
+    wrong speaks first.
     """
 
     enabled: bool = key(True, "watch for ranks that make no progress, and end them with exit code 86")

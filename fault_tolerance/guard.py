@@ -1,7 +1,7 @@
 """Looks at loss and gradient norm of every step before the optimizer does: skip the batch, go back, or end the run.
 
 A pure function of the numbers that every rank (and, in exact sync, every site) sees, so that all decide alike. With
-local sync each site judges its own loss; what it wants done to the whole run is agreed by all (`fault_tolerance.rewinds`).
+local sync each site judges its own loss; a wish to go back is put to all (`fault_tolerance.rewinds`).
 """
 
 import logging

@@ -118,9 +118,7 @@ def diagnose(notes: Sequence[Note], size: int) -> tuple[list[int], str]:
     working = [note for note in behind if not note.waiting]
     guilty = working or behind
     if len(guilty) == size > 1:
-        return [], f"all {size} ranks are in {_place(guilty[0])}" + (
-            ", waiting for one another" if not working else ""
-        )
+        return [], f"all {size} ranks are in {_place(guilty[0])}" + (", waiting for one another" if not working else "")
     at = f" (at {guilty[0].at})" if guilty[0].at else ""
     verb = "hangs" if len(guilty) == 1 else "hang"
     line = f"{_ranks([note.rank for note in guilty])} {verb} in {_place(guilty[0])}{at}"

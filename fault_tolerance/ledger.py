@@ -27,9 +27,7 @@ class RunLedger:
         entered: told the cause of the time that begins now: who watches for hangs, or causes some, listens here.
     """
 
-    def __init__(
-        self, path: Path | None, started: float, entered: Callable[[str], None] = lambda cause: None
-    ) -> None:
+    def __init__(self, path: Path | None, started: float, entered: Callable[[str], None] = lambda cause: None) -> None:
         self._path, self._started, self._entered = path, started, entered
         self._seconds: dict[str, float] = {}
         self._file = path.open("a", encoding="utf-8") if path is not None else None

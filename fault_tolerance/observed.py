@@ -53,10 +53,8 @@ class Risk:
     def describe(self) -> str:
         """Return the middle of a sentence, after "for a stall and "."""
         source = f"{self.failures_seen} seen in this run" if self.failures_seen else "configured"
-        return (
-            f"a failure every {_duration(self.failure_seconds)} that costs {_duration(self.restart_seconds)} to restart "
-            f"({source})"
-        )
+        often, cost = _duration(self.failure_seconds), _duration(self.restart_seconds)
+        return f"a failure every {often} that costs {cost} to restart ({source})"
 
 
 def risk_of(observed: Observed, *, running_since: float, failure_seconds: float, restart_seconds: float) -> Risk:

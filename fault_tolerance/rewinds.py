@@ -1,4 +1,4 @@
-"""Going back: which checkpoints a run no longer trusts after a loss spike, and which samples it leaves out from then on.
+"""Going back: which checkpoints a run no longer trusts after a loss spike, and which samples it leaves out then.
 
 A decision is written to the run folder before anybody leaves, and the ranks are started again: a restart is exact, so
 the way back is too. Each attempt reads the decisions anew; doing what they say twice changes nothing.

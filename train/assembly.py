@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from io import TextIOWrapper
 from typing import TextIO
 
 import torch
@@ -204,6 +205,7 @@ def _log_to_file(plan: Plan, world: World) -> TextIO:
     root.handlers = [handler]
     root.setLevel(logging.INFO)
     logging.captureWarnings(True)
+    assert isinstance(handler.stream, TextIOWrapper)
     return handler.stream
 
 

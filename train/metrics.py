@@ -9,7 +9,6 @@ from typing import Any
 from isthmus.fault_tolerance.stragglers import Comparison
 from isthmus.train.report import StepReport
 
-
 _MEASURED = ("loss", "learning_rate", "grad_norm", "step_seconds", "tokens_per_second")
 
 
