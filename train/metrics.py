@@ -109,9 +109,11 @@ class Metrics:
         if self._writer is None:
             return
         self._writer.add_scalar("goodput/share", totals["goodput"], step)
-        for cause, seconds in totals.items():
-            if cause not in ("goodput", "elapsed"):
-                self._writer.add_scalar(f"goodput/seconds/{cause}", seconds, step)
+        for name, figure in totals.items():
+            if name.startswith("guard_"):
+                self._writer.add_scalar(f"guard/decisions/{name.removeprefix('guard_')}", figure, step)
+            elif name not in ("goodput", "elapsed"):
+                self._writer.add_scalar(f"goodput/seconds/{name}", figure, step)
 
     def close(self) -> None:
         if self._decisions:  # the one that ended the run, whose step has no row of its own

@@ -173,7 +173,7 @@ def test_a_kill_within_a_save_takes_the_rank_with_it(tmp_path: Path) -> None:
 
 
 def test_requests_to_stop_do_not_reach_the_process_that_writes(tmp_path: Path) -> None:
-    # Slurm sends them to every process of a step, a terminal's Ctrl-C goes to all of its group: the last save is to come.
+    # Slurm sends them to every process of a step, a terminal's Ctrl-C to all of its group; the last save is to come.
     store = new_store(tmp_path)
     snapshot = snapshot_of(7, 0, 1)
     writer = WriterProcess(snapshot.descriptor)

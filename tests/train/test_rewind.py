@@ -55,7 +55,10 @@ def test_the_run_that_went_back_equals_the_run_without_those_samples(
     last = run("runs", None, fault)
     for one, second, after in zip(reference, killed, last, strict=True):
         assert sorted(second["losses"]) == [5]
-        assert {**second["losses"], **after["losses"]} == {step: one["losses"][step] for step in range(5, 10)}
+        expected = {step: one["losses"][step] for step in range(5, 10)}
+        assert repr(dict(sorted({**second["losses"], **after["losses"]}.items()))) == repr(
+            expected
+        )  # NaN where left out
         assert_equal_states(one, after)
     folder = tmp_path / "runs" / "r" / ("site0" if sites > 1 else "main")
     assert "step-0000000006-a0001 was saved too near a loss spike" in killed[0]["told"]
