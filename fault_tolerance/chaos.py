@@ -4,6 +4,7 @@ import ctypes
 import hashlib
 import json
 import logging
+import math
 import os
 import signal
 import time
@@ -133,6 +134,9 @@ def validate_chaos(config: ChaosConfig, *, ranks: int, steps: int, sites: Sequen
     """
     for number, fault in enumerate(config.faults):
         where = f"chaos.faults[{number}]"
+        for name, value in (("seconds", fault.seconds), ("factor", fault.factor)):
+            if value is not None and not math.isfinite(value):
+                raise UserError(f"is {value}", where=f"{where}.{name}", fix="give a finite number")
         if fault.kind is None:
             raise UserError("is not given", where=f"{where}.kind", fix="name what shall happen, as kind: kill")
         if not 0 <= fault.rank < ranks:
@@ -186,16 +190,17 @@ def _struck(fault: FaultConfig, copies: Callable[[int], Sequence[int]]) -> Seque
 
 def _describe(fault: FaultConfig) -> str:
     assert fault.kind
-    place = (fault.point or "").replace("_", " ")
-    told = {
-        "at step": fault.step,
-        "in": place,
-        "for seconds:": fault.seconds,
-        "times": fault.factor,
-    }
-    words = " ".join(f"{name} {value}" for name, value in told.items() if value)
+    words = [f"{fault.kind.name.replace('_', ' ')} on rank {fault.rank}"]
+    if fault.step is not None:
+        words.append(f"at step {fault.step}")
+    if fault.point is not None:
+        words.append(f"in {fault.point.replace('_', ' ')}")
+    if fault.seconds is not None:
+        words.append(f"for {fault.seconds:g} s")
+    if fault.factor is not None:
+        words.append(f"times {fault.factor:g}")
     often = "each time" if not fault.times else "once" if fault.times == 1 else f"{fault.times} times"
-    return f"{fault.kind.name.replace('_', ' ')} on rank {fault.rank} {words} ({often})".replace("  ", " ")
+    return f"{' '.join(words)} ({often})"
 
 
 def _hold_lock(seconds: float) -> None:

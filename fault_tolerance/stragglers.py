@@ -88,7 +88,7 @@ class Stragglers:
 def compare(seconds: Sequence[float], stages: Sequence[int]) -> Comparison | None:
     """Compare the (data, forward) seconds of all ranks, one after the other; None where there is nothing to compare.
 
-    Of two peers the faster is the median: then half of the truth is better than the mean.
+    Of two peers the faster is taken for the median: the slow one must not hide in their mean.
     """
     own = [seconds[2 * rank] + seconds[2 * rank + 1] for rank in range(len(stages))]
     if len(own) < 2 or min(own) <= 0:

@@ -42,6 +42,7 @@ def chaos_of(folder: Path, *faults: FaultConfig, rank: int = 0, site: str = "mai
         (fault(FaultKind.kill, step=1, holding_lock=True), r"holding_lock: would do nothing"),
         (fault(FaultKind.stall, step=1), r"seconds: is None"),
         (fault(FaultKind.stall, step=1, seconds=-1), r"seconds: is -1"),
+        (fault(FaultKind.stall, step=1, seconds=float("inf")), r"seconds: is inf"),
         (fault(FaultKind.flip_bit, point="committed"), r"point: would do nothing"),
         (fault(FaultKind.fill_disk, factor=2), r"factor: would do nothing"),
         (fault(FaultKind.corrupt_gradient, step=1, factor=1), "change nothing"),

@@ -222,6 +222,23 @@ def test_an_inconsistent_set_of_timeouts_is_refused(keys: dict[str, float], name
         validate_timeouts(config_with(**keys))
 
 
+def test_every_timeout_is_finite_by_default_and_in_the_guide() -> None:
+    # Others leave theirs infinite, or their order to be found out.
+    config = Config()
+    limits = {
+        "lane.deadline_seconds": config.lane.deadline_seconds,
+        "train.timeout_seconds": config.train.timeout_seconds,
+        "watchdog.floor_seconds": floor_seconds(config),
+        "restart.silence_seconds": silence_seconds(config),
+    }
+    assert list(limits.values()) == sorted(limits.values())
+    guide = (Path(__file__).parents[2] / "docs/fault_tolerance.md").read_text()
+    places = [guide.index(f"| `{name}`:") for name in limits]
+    assert places == sorted(places)
+    for seconds in (*limits.values(), config.watchdog.first_seconds, config.checkpoint.deadline_seconds):
+        assert 0 < seconds < 86_400
+
+
 def test_timeouts_between_sites_are_part_of_the_order() -> None:
     from isthmus.parallelism.sites.config import SyncKind
 
