@@ -217,13 +217,15 @@ def _hold_lock(seconds: float) -> None:
 
 
 def _delay_next_collective(seconds: float) -> None:
+    """Be late to the next all-reduce in which another rank waits."""
     import torch
 
     in_time = torch.distributed.all_reduce
 
-    def late(*args: Any, **named: Any) -> Any:
-        torch.distributed.all_reduce = in_time
-        time.sleep(seconds)
-        return in_time(*args, **named)
+    def late(tensor: Any, op: Any = torch.distributed.ReduceOp.SUM, group: Any = None, async_op: bool = False) -> Any:
+        if torch.distributed.get_world_size(group) > 1:
+            torch.distributed.all_reduce = in_time
+            time.sleep(seconds)
+        return in_time(tensor, op, group, async_op)
 
     torch.distributed.all_reduce = late

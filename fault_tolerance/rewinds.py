@@ -38,8 +38,8 @@ class Rewind:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """The same in all sites."""
-        return self.site, self.step, self.newest_trusted, self.skip
+        """The same in all sites, whichever of them asked: with exact sync all do."""
+        return self.step, self.newest_trusted, self.skip
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

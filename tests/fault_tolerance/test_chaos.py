@@ -113,6 +113,21 @@ def test_a_gradient_is_corrupted_for_its_step_on_all_copies(tmp_path: Path) -> N
     assert gradients == [1, 1, 1, 1, 100, 1, 1, 100, 1]
 
 
+def test_a_collective_is_delayed_where_another_rank_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    happened: list[Any] = []
+    monkeypatch.setattr("time.sleep", happened.append)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor, op, group, async_op: happened.append(group))
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda group: len(group))
+    chaos = chaos_of(tmp_path, fault(FaultKind.delay_collective, step=2, seconds=5.0))
+    for step in (1, 2, 3):
+        chaos.enter("compute", step)
+        for group in ("a", "ab"):
+            torch.distributed.all_reduce(torch.zeros(1), group=group)  # type: ignore[arg-type]
+    assert happened == ["a", "ab", "a", 5.0, "ab", "a", "ab"]
+
+
 def request_for(folder: Path, faults: list[dict[str, Any]], length: int, process: int = 0) -> Request:
     return Request(
         folder=str(folder),

@@ -146,8 +146,8 @@ def test_a_damaged_record_of_rewinds_is_refused(tmp_path: Path) -> None:
 def test_decisions_are_written_once_whoever_repeats_them(tmp_path: Path) -> None:
     log = RewindLog(tmp_path)
     log.read()
-    for entries in itertools.repeat([rewind(), rewind(site="two")], 3):
-        log.add(entries, 1)
+    for entries in itertools.repeat([rewind(), rewind(site="two"), rewind(step=36)], 3):
+        log.add(entries, 1)  # two sites that saw the same spike made one decision
     assert len(RewindLogOf(tmp_path).entries) == 2
     assert log.last_attempt == 1
     log.forget()

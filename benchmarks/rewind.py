@@ -1,0 +1,25 @@
+"""Going back behind a spike on every layout and with every sync, each compared bit by bit with a run without the samples.
+
+python benchmarks/rewind.py
+"""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from support.rewinds import SHAPES, check_rewind
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for shape in SHAPES:
+            check_rewind(shape, Path(folder, shape), Path(folder, "cache"), kill=True)
+            print(f"{shape}: equal", flush=True)
+
+
+if __name__ == "__main__":
+    main()
