@@ -1,4 +1,4 @@
-"""Going back behind a spike on every layout and with every sync, each compared bit by bit with a run without the samples.
+"""Going back behind a spike on every layout and with every sync: bit by bit the run without those samples.
 
 python benchmarks/rewind.py
 """

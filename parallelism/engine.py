@@ -108,7 +108,8 @@ class Engine:
         self.chunks = gradients.wrap(modules, self._config, parallel, groups, sharded=sharded)
         self.optimizer = ShardedAdamW(optim, precision, self.chunks, groups, sharded=sharded, overlap=parallel.overlap)
         self._reduction = Stopwatch(self.device)
-        self._forwards = Stopwatch(self.device)
+        self._forwards, self._gathers = Stopwatch(self.device), Stopwatch(self.device)
+        gradients.time_parameter_gathers(self.chunks, self._gathers)
         self._configure_schedule(parallel)
         self._scale = 1.0
         self._norm = 0.0
@@ -225,10 +226,10 @@ class Engine:
         return self._reduction.take()
 
     def forward_seconds(self) -> float:
-        """Return the time of this rank's forward passes of training since last asked: its own work, in which it waits
-        for others only where they share each layer (tensor and expert parallelism).
+        """Return the time of this rank's forward passes of training since last asked, without the wait for parameters
+        that other ranks update: its own work, but where ranks share each layer (tensor and expert parallelism).
         """
-        return self._forwards.take()
+        return max(self._forwards.take() - self._gathers.take(), 0.0)
 
     @property
     def rank(self) -> int:

@@ -118,7 +118,9 @@ def test_a_collective_is_delayed_where_another_rank_waits(tmp_path: Path, monkey
 
     happened: list[Any] = []
     monkeypatch.setattr("time.sleep", happened.append)
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor, op, group, async_op: happened.append(group))
+    monkeypatch.setattr(
+        torch.distributed, "all_reduce", lambda tensor, op=None, group=None, async_op=False: happened.append(group)
+    )
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda group: len(group))
     chaos = chaos_of(tmp_path, fault(FaultKind.delay_collective, step=2, seconds=5.0))
     for step in (1, 2, 3):
