@@ -54,6 +54,23 @@ def test_faults_that_mean_nothing_are_refused_by_name(wrong: FaultConfig, named:
         validate_chaos(ChaosConfig(faults=[wrong]), ranks=2, steps=10, sites=["main"])
 
 
+def test_rehearsing_and_watching_make_no_other_run_and_are_checked_before_it_starts() -> None:
+    from isthmus.config import compose
+    from isthmus.train.config import Config, run_name
+    from isthmus.train.validate import plan_run
+
+    words = ["train.steps=10"]
+    plain = compose(Config, "train", words)
+    rehearsal = compose(Config, "train", [*words, "chaos.faults=[{kind:kill,rank:1,step:5}]", "watchdog.factor=5"])
+    assert rehearsal.chaos.faults == [fault(FaultKind.kill, rank=1, step=5)]
+    assert run_name(rehearsal) == run_name(plain)
+    plan_run(rehearsal, 2)
+    with pytest.raises(UserError, match=r"chaos\.faults\[0\]\.rank: is 1 of 1"):
+        plan_run(rehearsal, 1)
+    with pytest.raises(UserError, match=r"train\.timeout_seconds: is 600, watchdog\.floor_seconds 60"):
+        plan_run(compose(Config, "train", [*words, "watchdog.floor_seconds=60"]), 1)
+
+
 def test_a_collective_is_late_only_where_somebody_waits() -> None:
     late = ChaosConfig(faults=[fault(FaultKind.delay_collective, step=1, seconds=2)])
     validate_chaos(late, ranks=2, steps=10, sites=["main"])
