@@ -83,8 +83,9 @@ class Chaos:
         self._factor: float | None = None
 
     def describe(self) -> list[str]:
-        """Return a line for each fault of this rank."""
-        return [f"chaos: {_describe(fault)}" for fault in self._faults]
+        """Return a line for each fault of this rank that may still strike."""
+        left = [fault for fault in self._faults if not self._marker(fault).spent(fault.times)]
+        return [f"chaos: {_describe(fault)}" for fault in left]
 
     def of_saves(self) -> list[dict[str, Any]]:
         """Return the faults that strike within a save, as what writes it understands them."""

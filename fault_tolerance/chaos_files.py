@@ -29,13 +29,19 @@ class Marker:
 
     def take(self, times: int) -> bool:
         """Return whether it may strike now (0 times: always), and remember that it does, before it does."""
-        struck = 0
-        with suppress(OSError, ValueError, KeyError):
-            struck = int(json.loads(self.path.read_text())["struck"])
-        if times and struck >= times:
+        if self.spent(times):
             return False
-        write_json(self.path, {"struck": struck + 1})
+        write_json(self.path, {"struck": self._struck() + 1})
         return True
+
+    def spent(self, times: int) -> bool:
+        """Return whether it has struck often enough."""
+        return times > 0 and self._struck() >= times
+
+    def _struck(self) -> int:
+        with suppress(OSError, ValueError, KeyError):
+            return int(json.loads(self.path.read_text())["struck"])
+        return 0
 
 
 class SaveFaults(Hook):

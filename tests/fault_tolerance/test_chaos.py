@@ -90,8 +90,11 @@ def test_a_fault_strikes_its_rank_and_site_at_its_step_and_place_and_once(
     for phase, step in (("data", 2), ("compute", 3)):
         struck.enter(phase, step)
     assert slept == []
+    assert struck.describe() == ["chaos: stall on rank 1 at step 3 in data for 7 s (once)"]
     struck.enter("data", 3)
-    chaos_of(tmp_path, stall, rank=1, site="west").enter("data", 3)  # after a restart
+    restarted = chaos_of(tmp_path, stall, rank=1, site="west")
+    restarted.enter("data", 3)
+    assert restarted.describe() == []
     assert slept == [7]
     always = dataclasses.replace(stall, times=0)
     for _ in range(3):
