@@ -94,10 +94,10 @@ class StepGuard:
             return self._leave_out(step, why)
         if response is Response.rewind and self._rewinds() < self._config.max_rewinds:
             self._going_back = True
-            self._record(step, "rewind", why)
+            self._decide(step, "rewind", why)
             self._go_back(step, why)
             return self._skip
-        self._record(step, "stop", why)
+        self._decide(step, "stop", why)
         if response is Response.rewind:
             raise UserError(
                 f"{why}, and the run went back {self._config.max_rewinds} times already",
@@ -122,16 +122,19 @@ class StepGuard:
     def _leave_out(self, step: int, why: str) -> Any:
         self._skipped = [past for past in self._skipped if past > step - 10 * self._config.window] + [step]
         if len(self._skipped) > self._config.max_skips:
-            self._record(step, "stop", why)
+            self._decide(step, "stop", why)
             raise UserError(
                 f"{why}, and {self._config.max_skips} batches were skipped already",
                 where=f"step {step}",
                 fix="look at the data, or resume from an older checkpoint with another learning rate",
             )
-        self._record(step, "skip", why)
-        logging.warning("step %d: %s; its batch is skipped", step, why)
+        self._decide(step, "skip", why)
         self._tell(f"step {step}: {why}; its batch is skipped ({len(self._skipped)} of {self._config.max_skips})")
         return self._skip
+
+    def _decide(self, step: int, decision: str, why: str) -> None:
+        logging.warning("guard: step %d: %s: %s", step, decision, why)
+        self._record(step, decision, why)
 
     def _judge(self, loss: float, grad_norm: float) -> tuple[Response, str]:
         for name, value in (("loss", loss), ("gradient norm", grad_norm)):
