@@ -16,10 +16,20 @@ class Deadlines:
         floor: the least.
         factor: times the longest duration remembered, the single longest left out.
         floors: of phases that have a higher one.
+        suspicion: the least until a phase is suspected.
     """
 
-    def __init__(self, *, first: float, floor: float, factor: float, floors: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        first: float,
+        floor: float,
+        factor: float,
+        floors: Mapping[str, float] | None = None,
+        suspicion: float = 0.0,
+    ) -> None:
         self._first, self._floor, self._factor, self._floors = first, floor, factor, dict(floors or {})
+        self._suspicion = suspicion
         self._seen: dict[str, deque[float]] = {}
         self._longest: dict[str, float] = {}
 
@@ -39,3 +49,7 @@ class Deadlines:
         if len(self._seen.get(phase, ())) < _SEEN_BEFORE_JUDGED:
             return max(self._first, floor)
         return max(floor, self._factor * self._longest[phase])
+
+    def suspicion(self, phase: str) -> float:
+        """Return how long a phase that begins now may last before it is looked into, which ends nothing."""
+        return max(self._suspicion, self._factor * self._longest.get(phase, 0.0))

@@ -53,10 +53,11 @@ class Notes:
 
     Args:
         since: older ones are of an earlier attempt.
+        lifetime_seconds: after which an alarm is over.
     """
 
-    def __init__(self, folder: Path, since: float) -> None:
-        self.folder, self._since = folder, since
+    def __init__(self, folder: Path, since: float, lifetime_seconds: float = float("inf")) -> None:
+        self.folder, self._since, self._lifetime = folder, since, lifetime_seconds
 
     def write(self, note: Note) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -68,7 +69,8 @@ class Notes:
         """Return the lowest rank that has raised the alarm, which speaks for all; None: nobody has."""
         for path in sorted(self.folder.glob("alarm-*.json")):
             with suppress(OSError, ValueError, KeyError, TypeError):
-                if json.loads(path.read_text())["time"] >= self._since:
+                raised = json.loads(path.read_text())["time"]
+                if raised >= self._since and time.time() - raised < self._lifetime:
                     return int(path.stem.removeprefix("alarm-"))
         return None
 

@@ -6,7 +6,7 @@ import struct
 import time
 from dataclasses import dataclass
 
-_LAYOUT = struct.Struct("<QQQdd24s")  # version, phases entered, step, begun, deadline, phase
+_LAYOUT = struct.Struct("<QQQddd24s")  # version, phases entered, step, begun, deadline, suspicion, phase
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,7 @@ class Pulse:
         count: of phases entered so far; all ranks pass the same ones, so who has the least is who the others wait for.
         begun: on the clock that all processes of a machine share (CLOCK_MONOTONIC).
         deadline: seconds that it may take.
+        suspicion: seconds after which it is looked into.
     """
 
     count: int
@@ -24,6 +25,7 @@ class Pulse:
     phase: str
     begun: float
     deadline: float
+    suspicion: float = float("inf")
 
 
 class PulseMemory:
@@ -37,7 +39,7 @@ class PulseMemory:
         self._version = 0
 
     def write(self, pulse: Pulse) -> None:
-        values = (pulse.count, pulse.step, pulse.begun, pulse.deadline, pulse.phase.encode()[:24])
+        values = (pulse.count, pulse.step, pulse.begun, pulse.deadline, pulse.suspicion, pulse.phase.encode()[:24])
         # An odd version says that the rest is being changed.
         _LAYOUT.pack_into(self._memory, 0, self._version + 1, *values)
         self._version += 2
@@ -45,9 +47,9 @@ class PulseMemory:
 
     def read(self) -> Pulse:
         while True:
-            version, count, step, begun, deadline, phase = _LAYOUT.unpack_from(self._memory, 0)
+            version, count, step, begun, deadline, suspicion, phase = _LAYOUT.unpack_from(self._memory, 0)
             if version % 2 == 0 and int.from_bytes(self._memory[:8], "little") == version:
-                return Pulse(count, step, phase.rstrip(b"\0").decode(), begun, deadline)
+                return Pulse(count, step, phase.rstrip(b"\0").decode(), begun, deadline, suspicion)
             time.sleep(0.001)
 
     def close(self) -> None:

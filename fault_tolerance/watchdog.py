@@ -18,7 +18,7 @@ from isthmus.fault_tolerance.config import WatchdogConfig
 from isthmus.fault_tolerance.deadlines import Deadlines
 from isthmus.fault_tolerance.hang import Note, Notes, diagnose
 from isthmus.fault_tolerance.pulse import Pulse, PulseMemory
-from isthmus.fault_tolerance.watcher import DUMP_SIGNAL, HANGS, LEAVE, Options, write_outcome
+from isthmus.fault_tolerance.watcher import DUMP_SIGNAL, HANGS, LEAVE, SUSPICIONS, Options, write_outcome
 
 START = "start"  # until training begins
 
@@ -49,6 +49,7 @@ class Watchdog(NoWatchdog):
         folder: of the run, of this site; all its ranks see it.
         log: the rank's log file, which gets its stacks.
         floors: deadlines of phases that may never be shorter.
+        suspicion_seconds: in a phase, before all ranks are asked where they are; shorter than a collective's timeout.
     """
 
     def __init__(
@@ -57,13 +58,18 @@ class Watchdog(NoWatchdog):
         *,
         floor_seconds: float,
         floors: Mapping[str, float],
+        suspicion_seconds: float,
         rank: int,
         size: int,
         folder: Path,
         log: IO[str],
     ) -> None:
         self._deadlines = Deadlines(
-            first=config.first_seconds, floor=floor_seconds, factor=config.factor, floors=floors
+            first=config.first_seconds,
+            floor=floor_seconds,
+            factor=config.factor,
+            floors=floors,
+            suspicion=suspicion_seconds,
         )
         self._pulse = PulseMemory()
         self._count, self._phase, self._begun = 0, START, time.monotonic()
@@ -74,13 +80,14 @@ class Watchdog(NoWatchdog):
             log=log.name,
             descriptor=self._pulse.descriptor,
             grace_seconds=config.grace_seconds,
-            least_deadline=min(floor_seconds, config.first_seconds),
+            least_deadline=min(floor_seconds, config.first_seconds, suspicion_seconds),
             since=time.time(),
             launcher=os.getppid(),
         )
         self._notes = Notes(folder / "logs" / HANGS, self._options.since)
         if rank == 0:
             self._notes.clear()
+            Notes(folder / "logs" / SUSPICIONS, 0.0).clear()
         # Written by a handler that needs no lock of Python's.
         faulthandler.register(DUMP_SIGNAL, file=log, all_threads=True)
         self._write(0)
@@ -108,6 +115,7 @@ class Watchdog(NoWatchdog):
         """
         if not isinstance(error, RuntimeError) or "timed out" not in str(error).lower():
             return
+        self._process.kill()  # from here on this thread speaks for the rank
         pulse = self._pulse.read()
         note = Note(
             rank=self._options.rank,
@@ -138,7 +146,9 @@ class Watchdog(NoWatchdog):
 
     def _write(self, step: int) -> None:
         deadline = self._deadlines.of(self._phase)
-        self._pulse.write(Pulse(self._count, step, self._phase, self._begun, deadline))
+        # Starting takes as long as it takes.
+        suspicion = deadline if self._phase == START else self._deadlines.suspicion(self._phase)
+        self._pulse.write(Pulse(self._count, step, self._phase, self._begun, deadline, suspicion))
 
     def _listen(self) -> None:
         assert self._process.stdout

@@ -23,7 +23,7 @@ from isthmus.processes import serve_parent
 
 DUMP_SIGNAL = signal.SIGRTMIN + 7  # nobody else's: NCCL may take USR1, schedulers send USR2
 LEAVE = b"leave\n"
-HANGS, ALIVE = "hang", "alive"  # in the folder of logs
+HANGS, SUSPICIONS, ALIVE = "hang", "suspicion", "alive"  # in the folder of logs
 _NICENESS = 5
 _POLL_SECONDS = 1.0
 _LOOK_SECONDS = 5.0  # in a phase, before a rank looks whether another has raised the alarm
@@ -54,6 +54,8 @@ class Watcher:
         self._options = options
         self._logs = Path(options.folder) / "logs"
         self._notes = Notes(self._logs / HANGS, options.since)
+        self._suspicions = Notes(self._logs / SUSPICIONS, options.since, 2 * options.grace_seconds)
+        self._looked_into = -1  # number of the phase
         self._pulse = PulseMemory(options.descriptor)
         self._rank = os.getppid()
         self._poll = min(_POLL_SECONDS, options.least_deadline / 10)
@@ -78,14 +80,33 @@ class Watcher:
             if age > self._look and self._notes.speaker() is not None:
                 self._end(pulse, expired=False)
                 return
+            if age > self._look and self._looked_into != pulse.count and self._options.size > 1:
+                suspects = age > pulse.suspicion
+                if suspects or self._suspicions.speaker() is not None:
+                    self._looked_into = pulse.count
+                    self._look_into(pulse, suspects)
             if self._options.rank == 0 and time.monotonic() - signed > self._sign:
                 signed = time.monotonic()
                 with suppress(OSError):
                     (self._logs / ALIVE).touch()
 
+    def _look_into(self, pulse: Pulse, suspects: bool) -> None:
+        """Have all ranks say where they are, and go on: a collective that times out may leave no time for it (NCCL)."""
+        with suppress(OSError):
+            why = "which is long for it" if suspects else "and another rank waits for long"
+            note = describe(self._options, pulse, self._dump(pulse, why), expired=suspects)
+            self._suspicions.write(note)
+            if suspects and self._suspicions.speaker() == self._options.rank:
+                notes = self._suspicions.gather(self._options.size, self._options.grace_seconds)
+                _, line = diagnose(notes, self._options.size)
+                print(
+                    f"isthmus: it seems that {line}; stacks are in {self._logs}/rank-*.log", file=sys.stderr, flush=True
+                )
+
     def _end(self, pulse: Pulse, *, expired: bool) -> None:
         with suppress(OSError):
-            note = describe(self._options, pulse, self._dump(pulse, expired), expired=expired)
+            why = f"its deadline is {pulse.deadline:.0f} s" if expired else "another rank has raised the alarm"
+            note = describe(self._options, pulse, self._dump(pulse, why), expired=expired)
             self._notes.write(note)
             if self._notes.speaker() == self._options.rank:
                 self._speak()
@@ -104,11 +125,10 @@ class Watcher:
         print(f"isthmus: {line}; stacks are in {self._logs}/rank-*.log", file=sys.stderr, flush=True)
         write_outcome(self._options, guilty, line)
 
-    def _dump(self, pulse: Pulse, expired: bool) -> str:
+    def _dump(self, pulse: Pulse, why: str) -> str:
         """Have the rank write its stacks into its log; return what it wrote."""
         path = Path(self._options.log)
         age = time.monotonic() - pulse.begun
-        why = f"its deadline is {pulse.deadline:.0f} s" if expired else "another rank has raised the alarm"
         with path.open("a") as log:
             log.write(f"watchdog: phase {pulse.phase} of step {pulse.step} since {age:.1f} s, {why}; all stacks:\n")
         start = path.stat().st_size

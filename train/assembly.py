@@ -41,7 +41,7 @@ from isthmus.train.rewinding import RunRewinds
 from isthmus.train.schedules import Schedule
 from isthmus.train.sites import join_sites
 from isthmus.train.stop import StopRequest
-from isthmus.train.timeouts import floor_seconds
+from isthmus.train.timeouts import floor_seconds, suspicion_seconds
 from isthmus.train.validate import Plan, load_corpus, only_writer, prepare_folder
 from isthmus.units import format_count
 
@@ -216,6 +216,7 @@ def _watchdog(config: Config, plan: Plan, world: World, log: TextIO) -> NoWatchd
         config.watchdog,
         floor_seconds=floor_seconds(config),
         floors={"checkpoint": config.checkpoint.deadline_seconds + config.watchdog.grace_seconds},
+        suspicion_seconds=suspicion_seconds(config),
         rank=world.rank,
         size=world.size,
         folder=plan.folder,

@@ -5,6 +5,7 @@ from isthmus.parallelism.sites.config import SyncKind
 from isthmus.train.config import Config
 
 _FLOOR_FACTOR = 1.5  # of train.timeout_seconds
+_SUSPICION_FACTOR = 0.75  # of train.timeout_seconds
 _SILENCE_FACTOR = 2.0  # of the floor
 _LEAST_SILENCE_SECONDS = 600.0  # ranks show no sign of life while they import
 
@@ -13,6 +14,14 @@ def floor_seconds(config: Config) -> float:
     """Return `watchdog.floor_seconds`, or what follows from `train.timeout_seconds`."""
     given = config.watchdog.floor_seconds
     return _FLOOR_FACTOR * config.train.timeout_seconds if given is None else given
+
+
+def suspicion_seconds(config: Config) -> float:
+    """Return how long a phase lasts before the ranks are asked where they are.
+
+    In time for an answer before a collective gives up: NCCL then ends its process without a word of Python's.
+    """
+    return _SUSPICION_FACTOR * config.train.timeout_seconds
 
 
 def silence_seconds(config: Config) -> float:

@@ -28,11 +28,11 @@ _RANK = Path(__file__).parents[1] / "support" / "hanging_rank.py"
 class Ranks:
     """Ranks of `support/hanging_rank.py`, each of which hangs in its own way."""
 
-    def __init__(self, folder: Path, *ways: str) -> None:
+    def __init__(self, folder: Path, *ways: str, more: tuple[str, ...] = ()) -> None:
         self.folder = folder
         self.processes = [
             subprocess.Popen(
-                [sys.executable, str(_RANK), str(folder), str(rank), str(len(ways)), way],
+                [sys.executable, str(_RANK), str(folder), str(rank), str(len(ways)), way, *more],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -108,6 +108,17 @@ def test_a_timeout_of_one_rank_names_the_one_that_it_waited_for(tmp_path: Path) 
     assert codes[0] == EXIT_HANG
     assert "rank 1 hangs in phase data of step 5" in said
     assert ranks.outcome()["rank"] == 1
+
+
+def test_ranks_are_asked_where_they_are_before_a_collective_gives_up(tmp_path: Path) -> None:
+    ranks = Ranks(tmp_path, "patient", "late", more=("1", "100"))
+    ranks.go()
+    codes, said = ranks.end()
+    assert codes == [0, 0]  # it ends nothing
+    assert "it seems that rank 1 hangs in phase data of step 5" in said
+    assert said.count("it seems") == 1
+    assert "in main" in ranks.log(0)
+    assert ranks.outcome()["status"] == "running"
 
 
 def note(rank: int, count: int, *, waiting: bool = False, phase: str = "compute", **fields: Any) -> Note:

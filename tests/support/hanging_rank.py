@@ -31,8 +31,9 @@ def main() -> None:
     handler = logging.FileHandler(folder / "logs" / f"rank-{rank:05d}.log")
     watchdog = Watchdog(
         WatchdogConfig(first_seconds=60, grace_seconds=10),
-        floor_seconds=FLOOR_SECONDS,
+        floor_seconds=float(sys.argv[6]) if len(sys.argv) > 6 else FLOOR_SECONDS,
         floors={},
+        suspicion_seconds=float(sys.argv[5]) if len(sys.argv) > 5 else FLOOR_SECONDS,
         rank=rank,
         size=size,
         folder=folder,
@@ -47,6 +48,13 @@ def main() -> None:
     if how == "waits":  # for the others, which do not come
         watchdog.enter("compute", 5)
         time.sleep(600)
+    if how == "late":  # but it comes
+        time.sleep(6)
+        return
+    if how == "patient":
+        watchdog.enter("compute", 5)
+        time.sleep(6)
+        return
     if how == "timeout":
         watchdog.enter("compute", 5)
         try:
