@@ -2,6 +2,7 @@
 
 import faulthandler
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -97,6 +98,7 @@ class Watchdog(NoWatchdog):
             stdout=subprocess.PIPE,
             pass_fds=(self._pulse.descriptor,),
         )
+        self._watched = True
         threading.Thread(target=self._listen, name="watchdog", daemon=True).start()
 
     def enter(self, phase: str, step: int) -> None:
@@ -115,6 +117,7 @@ class Watchdog(NoWatchdog):
         """
         if not isinstance(error, RuntimeError) or "timed out" not in str(error).lower():
             return
+        self._watched = False
         self._process.kill()  # from here on this thread speaks for the rank
         pulse = self._pulse.read()
         note = Note(
@@ -139,6 +142,7 @@ class Watchdog(NoWatchdog):
             raise Hung(line, fix=f"stacks are in {self._notes.folder.parent}/rank-*.log") from error
 
     def close(self) -> None:
+        self._watched = False
         self._process.kill()
         self._process.wait()
         faulthandler.unregister(DUMP_SIGNAL)
@@ -155,3 +159,5 @@ class Watchdog(NoWatchdog):
         with self._process.stdout as lines:
             if lines.readline() == LEAVE:
                 os._exit(EXIT_HANG)
+        if self._watched:
+            logging.warning("the process that watches this rank has died: a hang will not be noticed")

@@ -99,9 +99,7 @@ class Watcher:
             if suspects and self._suspicions.speaker() == self._options.rank:
                 notes = self._suspicions.gather(self._options.size, self._options.grace_seconds)
                 _, line = diagnose(notes, self._options.size)
-                print(
-                    f"isthmus: it seems that {line}; stacks are in {self._logs}/rank-*.log", file=sys.stderr, flush=True
-                )
+                self._tell(f"it seems that {line}")
 
     def _end(self, pulse: Pulse, *, expired: bool) -> None:
         with suppress(OSError):
@@ -122,8 +120,11 @@ class Watcher:
     def _speak(self) -> None:
         notes = self._notes.gather(self._options.size, self._options.grace_seconds)
         guilty, line = diagnose(notes, self._options.size)
-        print(f"isthmus: {line}; stacks are in {self._logs}/rank-*.log", file=sys.stderr, flush=True)
+        self._tell(line)
         write_outcome(self._options, guilty, line)
+
+    def _tell(self, line: str) -> None:
+        print(f"isthmus: {line}; stacks are in {self._logs}/rank-*.log", file=sys.stderr, flush=True)
 
     def _dump(self, pulse: Pulse, why: str) -> str:
         """Have the rank write its stacks into its log; return what it wrote."""
