@@ -1,6 +1,6 @@
 """Going back behind a spike on every layout and with every sync: bit by bit the run without those samples.
 
-python benchmarks/rewind.py
+python benchmarks/rewind.py [SHAPE ...]
 """
 
 import os
@@ -16,8 +16,8 @@ from support.rewinds import SHAPES, check_rewind
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        for shape in SHAPES:
-            check_rewind(shape, Path(folder, shape), Path(folder, "cache"), kill=True)
+        for number, shape in enumerate(sys.argv[1:] or SHAPES):
+            check_rewind(shape, Path(folder, str(number)), Path(folder, "cache"), kill=True)
             print(f"{shape}: equal", flush=True)
 
 
