@@ -3,7 +3,8 @@ samples."""
 
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,7 @@ class MixtureLoader:
         self.log = PhaseLog.begin(mixture)
         self.order: Order = self.log.order()
         self._samples = 0
+        self._skipped: list[tuple[int, int]] = []  # beyond those of the configuration
         self._bad = 0
         self._steps: Iterator[list[Microbatch]] | None = None
 
@@ -87,6 +89,13 @@ class MixtureLoader:
     def samples(self, numbers: Sequence[int]) -> list[Microbatch]:
         """Return any samples of the order, as those of a site whose round was lost; the state stays as it is."""
         return self._reader().read(numbers)
+
+    def skip_samples(self, ranges: Iterable[range]) -> None:
+        """Leave samples out of the loss from the next step on, beside those of `data.skip`; the state keeps them."""
+        new = [samples for samples in ranges if samples not in self._cutting.skip]
+        self._skipped += [(samples.start, samples.stop) for samples in new]
+        self._cutting = replace(self._cutting, skip=(*self._cutting.skip, *new))
+        self._steps = None
 
     def mix(self) -> dict[str, int]:
         """Return how many samples each source has given so far, over all ranks."""
@@ -117,7 +126,7 @@ class MixtureLoader:
         return make_microbatches(tokens, labels, mask, names, self._cutting, {}, {})
 
     def state_dict(self) -> dict[str, Any]:
-        return {"samples": self._samples, "log": self.log.dump()}
+        return {"samples": self._samples, "log": self.log.dump(), "skip": [list(pair) for pair in self._skipped]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state.
@@ -135,6 +144,7 @@ class MixtureLoader:
             )
         self.order = self.log.order()
         self._steps = None
+        self.skip_samples(range(start, stop) for start, stop in state.get("skip", []))
 
     def _begin(self) -> Iterator[list[Microbatch]]:
         if self._journal:

@@ -6,9 +6,11 @@ from enum import Enum
 from isthmus.errors import (
     EXIT_BUG,
     EXIT_GAVE_UP,
+    EXIT_HANG,
     EXIT_INTERRUPTED,
     EXIT_OK,
     EXIT_REQUEUE,
+    EXIT_REWIND,
     EXIT_SITE_LOST,
     EXIT_STORAGE,
     EXIT_USER_ERROR,
@@ -26,6 +28,7 @@ class Rule:
     meaning: str
     action: Action
     counts: bool = True  # against the budget of restarts without progress
+    goes_back: bool = False  # steps that were reached count no more
 
 
 TABLE = {
@@ -34,6 +37,9 @@ TABLE = {
     EXIT_INTERRUPTED: Rule("interrupted by Ctrl-C", Action.end),
     EXIT_REQUEUE: Rule("asked to stop by a scheduler, a time limit or another site", Action.requeue),
     EXIT_SITE_LOST: Rule("another site was lost", Action.restart, counts=False),
+    EXIT_HANG: Rule("a rank hung", Action.restart),
+    # The guard has a budget of its own.
+    EXIT_REWIND: Rule("going back behind a loss spike", Action.restart, counts=False, goes_back=True),
     EXIT_STORAGE: Rule("a checkpoint could not be written", Action.end),
     EXIT_BUG: Rule("an error of a rank", Action.restart),
     EXIT_GAVE_UP: Rule("no progress after several restarts", Action.end),
@@ -60,6 +66,8 @@ class RetryBudget:
             return False
         if reached_step > self.best_step:
             self.best_step, self.fruitless = reached_step, 0
+        if rule.goes_back:
+            self.best_step = -1
         if rule.counts:
             self.fruitless += 1
         return self.fruitless <= self.limit

@@ -10,15 +10,16 @@ import mmap
 import os
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from isthmus.fault_tolerance.chaos_files import SaveFaults
 from isthmus.fault_tolerance.commit import commit, retire, write_part
 from isthmus.fault_tolerance.filesystem import FileSystem
 from isthmus.fault_tolerance.manifest import Manifest
 from isthmus.fault_tolerance.store import Store, expendable
-from isthmus.processes import die_with_parent
+from isthmus.processes import serve_parent
 
 _NICENESS = 5
 
@@ -39,6 +40,15 @@ class Request:
     keep: int
     keep_every: int
     durable_everywhere: int
+    process: int = 0  # of the rank
+    faults: list[dict[str, Any]] = field(default_factory=list)  # to rehearse
+
+
+def file_system_for(request: Request) -> FileSystem:
+    """Return the disk as this save meets it, faults to rehearse included."""
+    if not request.faults:
+        return FileSystem()
+    return FileSystem(SaveFaults(request.faults, Path(request.folder), request.rank, request.process))
 
 
 def serve(request: Request, content: memoryview, fs: FileSystem) -> None:
@@ -125,7 +135,7 @@ class WriterProcess:
 
 
 def main() -> None:
-    die_with_parent()
+    serve_parent()
     descriptor = int(sys.argv[1])
     os.nice(_NICENESS)
     for line in sys.stdin.buffer:
@@ -133,7 +143,7 @@ def main() -> None:
         error = ""
         try:
             with mmap.mmap(descriptor, request.length, access=mmap.ACCESS_READ) as memory, memoryview(memory) as view:
-                serve(request, view, FileSystem())
+                serve(request, view, file_system_for(request))
         except WriteError as problem:
             error = str(problem)
         except Exception as problem:

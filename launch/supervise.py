@@ -13,18 +13,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from isthmus.config import to_yaml
-from isthmus.errors import EXIT_BUG, EXIT_GAVE_UP, EXIT_INTERRUPTED, EXIT_OK, EXIT_REQUEUE
+from isthmus.errors import EXIT_BUG, EXIT_GAVE_UP, EXIT_HANG, EXIT_INTERRUPTED, EXIT_OK, EXIT_REQUEUE
 from isthmus.fault_tolerance.policy import Action, RetryBudget, rule_for
 from isthmus.fault_tolerance.store import Store
+from isthmus.fault_tolerance.watcher import ALIVE
 from isthmus.files import write_atomically
+from isthmus.launch.silence import Silence, listening_for
 from isthmus.processes import DIE_WITH_PARENT
 from isthmus.train.config import Config
+from isthmus.train.timeouts import silence_seconds
 
 _REQUESTS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
@@ -113,15 +116,34 @@ class Supervisor:
                 signals_to_handle="SIGQUIT",
             )
             try:
-                elastic_launch(agent, sys.executable)(*arguments)
+                with self._hearing() as silence:
+                    elastic_launch(agent, sys.executable)(*arguments)
             except ChildFailedError as error:
                 rank, failure = error.get_first_failure()
                 outcome = self._outcome()
-                # The first rank that failed has written why; those that failed because of it may be noticed earlier.
-                if outcome != before and failure.exitcode > 0 and isinstance(outcome.get("exit_code"), int):
+                if silence.broken:
+                    return rank, EXIT_HANG
+                # The first rank that failed has written why; those that failed because of it may be noticed earlier. Of
+                # one that hung and had to be killed, the watchdog has.
+                told = failure.exitcode > 0 or outcome.get("exit_code") == EXIT_HANG
+                if outcome != before and told and isinstance(outcome.get("exit_code"), int):
                     return int(outcome.get("rank", rank)), int(outcome["exit_code"])
                 return rank, failure.exitcode
         return 0, EXIT_OK
+
+    def _hearing(self) -> AbstractContextManager[Silence]:
+        """Within: ranks that give no sign of life, not even of their watchers, are killed."""
+        if not self._config.watchdog.enabled:
+            return nullcontext(Silence())
+        limit = silence_seconds(self._config)
+
+        def end_all() -> None:
+            self._tell(f"no sign of life for {limit:g} s (restart.silence_seconds): ending all ranks")
+            for child in _children():
+                with suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+
+        return listening_for(self._folder / "logs" / ALIVE, limit, end_all)
 
     def _outcome(self) -> dict[str, Any]:
         with suppress(OSError, ValueError):

@@ -1,6 +1,7 @@
 """One site's model as seen by one rank: forward and backward, gradient norm, optimizer step, evaluation."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -107,6 +108,8 @@ class Engine:
         self.chunks = gradients.wrap(modules, self._config, parallel, groups, sharded=sharded)
         self.optimizer = ShardedAdamW(optim, precision, self.chunks, groups, sharded=sharded, overlap=parallel.overlap)
         self._reduction = Stopwatch(self.device)
+        self._forwards, self._gathers = Stopwatch(self.device), Stopwatch(self.device)
+        gradients.time_parameter_gathers(self.chunks, self._gathers)
         self._configure_schedule(parallel)
         self._scale = 1.0
         self._norm = 0.0
@@ -222,6 +225,12 @@ class Engine:
         """Return how long this rank has waited for the site's gradient reduction, after backward, since last asked."""
         return self._reduction.take()
 
+    def forward_seconds(self) -> float:
+        """Return the time of this rank's forward passes of training since last asked, without the wait for parameters
+        that other ranks update: its own work, but where ranks share each layer (tensor and expert parallelism).
+        """
+        return max(self._forwards.take() - self._gathers.take(), 0.0)
+
     @property
     def rank(self) -> int:
         """This rank's number in the site."""
@@ -315,7 +324,10 @@ class Engine:
             on_device = get_batch_on_this_cp_rank(on_device)
         # RotaryAttention reads documents where others read a mask: it makes mask and positions of them.
         documents_BS = None if documents_BS is None else documents_BS.to(self.device, non_blocking=True)
-        output = chunk(on_device["tokens"], None, documents_BS, labels=on_device["labels"], loss_mask=on_device["mask"])
+        with self._forwards.measure() if torch.is_grad_enabled() else nullcontext():
+            output = chunk(
+                on_device["tokens"], None, documents_BS, labels=on_device["labels"], loss_mask=on_device["mask"]
+            )
         return output, partial(_sum_losses, on_device["mask"])
 
 

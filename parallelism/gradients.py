@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from isthmus.parallelism.config import ParallelConfig, default_bucket
 from isthmus.parallelism.slices import Piece, Slice, slices_of
+from isthmus.parallelism.stopwatch import Stopwatch
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,21 @@ def wrap(
         setattr(as_first, name, group)
     as_first.pp = _FirstStage()
     return [DistributedDataParallel(config, ddp_config, chunk, pg_collection=as_first) for chunk in chunks]
+
+
+def time_parameter_gathers(chunks: list[Any], watch: Stopwatch) -> None:
+    """Have `watch` measure how long forward passes of training wait for the parameters that other ranks update."""
+
+    def timed(finish: Callable[..., None]) -> Callable[..., None]:
+        def wait(*args: Any, **named: Any) -> None:
+            with watch.measure() if torch.is_grad_enabled() else nullcontext():
+                finish(*args, **named)
+
+        return wait
+
+    for chunk in chunks:
+        for group in (*chunk.bucket_groups, *chunk.expert_parallel_bucket_groups):
+            group.finish_param_sync = timed(group.finish_param_sync)
 
 
 def announce_buckets(

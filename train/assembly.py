@@ -3,9 +3,12 @@
 import datetime
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from io import TextIOWrapper
+from typing import TextIO
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -15,8 +18,11 @@ from isthmus.config import to_yaml
 from isthmus.data.audit import Journal
 from isthmus.data.loader import MixtureLoader
 from isthmus.data.shares import Division
+from isthmus.fault_tolerance.chaos import Chaos
 from isthmus.fault_tolerance.guard import StepGuard
 from isthmus.fault_tolerance.ledger import RunLedger
+from isthmus.fault_tolerance.stragglers import Stragglers
+from isthmus.fault_tolerance.watchdog import NoWatchdog, Watchdog
 from isthmus.files import write_atomically, write_json
 from isthmus.parallelism.engine import Engine
 from isthmus.parallelism.flops import count_parameters, model_flops_per_token
@@ -26,14 +32,16 @@ from isthmus.train.checkpointing import RunCheckpointer
 from isthmus.train.config import Config, site_name, tokens_per_step
 from isthmus.train.evaluation import held_out_losses
 from isthmus.train.hardware import peak_flops
-from isthmus.train.loop import Run
+from isthmus.train.loop import Progress, Run
 from isthmus.train.metrics import Metrics
+from isthmus.train.observers import Observers
 from isthmus.train.parts import Verdict
 from isthmus.train.progress import ConsoleProgress
-from isthmus.train.report import StepReport
+from isthmus.train.rewinding import RunRewinds
 from isthmus.train.schedules import Schedule
 from isthmus.train.sites import join_sites
 from isthmus.train.stop import StopRequest
+from isthmus.train.timeouts import floor_seconds, suspicion_seconds
 from isthmus.train.validate import Plan, load_corpus, only_writer, prepare_folder
 from isthmus.units import format_count
 
@@ -50,32 +58,6 @@ class World:
         return cls(rank=int(os.environ.get("RANK", 0)), size=int(os.environ.get("WORLD_SIZE", 1)))
 
 
-class Observers:
-    """Passes everything on to several observers; ranks other than 0 have none."""
-
-    def __init__(
-        self, metrics: Metrics | None, console: ConsoleProgress | None, ledger: RunLedger | None = None
-    ) -> None:
-        self.metrics, self._ledger = metrics, ledger
-        self._all = [observer for observer in (metrics, console) if observer is not None]
-
-    def start(self, step: int, tokens: int, held_out: dict[str, float] | None) -> None:
-        for observer in self._all:
-            observer.start(step, tokens, held_out)
-        if self._ledger is not None:
-            self._ledger.begin(step)
-
-    def step(self, report: StepReport, held_out: dict[str, float] | None) -> None:
-        for observer in self._all:
-            observer.step(report, held_out)
-        if self._ledger is not None:
-            self._ledger.step(report.step)
-
-    def close(self) -> None:
-        for observer in self._all:
-            observer.close()
-
-
 @contextmanager
 def build_run(config: Config, plan: Plan, world: World, console: Console, stop: StopRequest) -> Iterator[Run]:
     """Build this rank's Run; at the end close its files and leave its process groups."""
@@ -87,7 +69,9 @@ def build_run(config: Config, plan: Plan, world: World, console: Console, stop: 
             # An earlier attempt's outcome must not be taken for this one's, should this one die without a word.
             ours = {"status": "running", "rank": 0, "process": os.getpid(), "launcher": os.getppid()}
             write_json(plan.folder / "outcome.json", ours)
-        _log_to_file(plan, world)
+        log = _log_to_file(plan, world)
+        watchdog = _watchdog(config, plan, world, log)
+        stack.callback(watchdog.close)
         corpus, mixture = load_corpus(config, plan)
         journal = Journal(
             plan.folder, world.rank, writes_attempts=world.rank == 0, log_samples=_logs_samples(config, plan, world)
@@ -111,11 +95,27 @@ def build_run(config: Config, plan: Plan, world: World, console: Console, stop: 
             journal=journal,
             tell=tell,
         )
-        ledger = RunLedger(None if world.rank else plan.folder / "ledger.jsonl", started_at())
+        progress = Progress()
+        chaos = _chaos(config, plan, world, engine)
+
+        def entered(phase: str) -> None:
+            step = progress.step + (phase == "data")  # which is drawn before it is counted
+            watchdog.enter(phase, step)
+            chaos.enter(phase, step)
+
+        ledger = RunLedger(None if world.rank else plan.folder / "ledger.jsonl", started_at(), entered)
         stack.callback(ledger.close, "failed")  # unless it was closed before
-        observers = _observers(config, plan, world, console, ledger)
+        observers = _observers(config, plan, world, console, ledger, engine)
         stack.callback(observers.close)
-        checkpointer = RunCheckpointer(config, plan, engine, sync, tell)
+        rewinds = RunRewinds(
+            config.guard,
+            plan.folder,
+            loader,
+            site=site_name(config),
+            global_batch=config.train.global_batch,
+            tell=tell,
+        )
+        checkpointer = RunCheckpointer(config, plan, engine, sync, tell, rewinds, faults=chaos.of_saves())
         stack.callback(checkpointer.close)
         run = Run(
             engine=engine,
@@ -127,8 +127,17 @@ def build_run(config: Config, plan: Plan, world: World, console: Console, stop: 
             stop_requested=stop,
             sync=sync,
             checkpointer=checkpointer,
-            guard=StepGuard(config.guard, skip=Verdict.skip, proceed=Verdict.proceed, tell=tell),
+            guard=StepGuard(
+                config.guard,
+                skip=Verdict.skip,
+                proceed=Verdict.proceed,
+                tell=tell,
+                record=observers.decided,
+                go_back=rewinds.ask,
+                rewinds=lambda: rewinds.count,
+            ),
             ledger=ledger,
+            progress=progress,
         )
         if config.eval.every_steps:
             held_out = loader.held_out(
@@ -140,7 +149,11 @@ def build_run(config: Config, plan: Plan, world: World, console: Console, stop: 
             )
             sources = list(corpus.sources)
             run.evaluate = lambda: held_out_losses(engine, held_out, sources)
-        yield run
+        try:
+            yield run
+        except RuntimeError as error:
+            watchdog.explain(error)
+            raise
 
 
 def build_engine(config: Config, groups: ProcessGroupCollection) -> Engine:
@@ -182,7 +195,7 @@ def _configure_torch(config: Config) -> None:
         torch.use_deterministic_algorithms(True)
 
 
-def _log_to_file(plan: Plan, world: World) -> None:
+def _log_to_file(plan: Plan, world: World) -> TextIO:
     """Send this rank's log and the libraries' warnings to a file, so that the console is left to the run."""
     folder = plan.folder / "logs"
     folder.mkdir(exist_ok=True)
@@ -192,6 +205,40 @@ def _log_to_file(plan: Plan, world: World) -> None:
     root.handlers = [handler]
     root.setLevel(logging.INFO)
     logging.captureWarnings(True)
+    assert isinstance(handler.stream, TextIOWrapper)
+    return handler.stream
+
+
+def _watchdog(config: Config, plan: Plan, world: World, log: TextIO) -> NoWatchdog:
+    if not config.watchdog.enabled:
+        return NoWatchdog()
+    return Watchdog(
+        config.watchdog,
+        floor_seconds=floor_seconds(config),
+        floors={"checkpoint": config.checkpoint.deadline_seconds + config.watchdog.grace_seconds},
+        suspicion_seconds=suspicion_seconds(config),
+        rank=world.rank,
+        size=world.size,
+        folder=plan.folder,
+        log=log,
+    )
+
+
+def _chaos(config: Config, plan: Plan, world: World, engine: Engine) -> Chaos:
+    topology = plan.topology
+
+    def copies(rank: int) -> list[int]:
+        """Ranks that read the same samples and hold the same layers."""
+        place = topology.data_rank(rank), topology.pipeline_rank(rank)
+        return [
+            other for other in range(world.size) if place == (topology.data_rank(other), topology.pipeline_rank(other))
+        ]
+
+    chaos = Chaos(config.chaos, plan.folder, rank=world.rank, site=site_name(config), copies=copies)
+    chaos.attach([parameter for chunk in engine.chunks for parameter in chunk.parameters()])
+    for line in chaos.describe():
+        print(f"isthmus: {line}", file=sys.stderr, flush=True)
+    return chaos
 
 
 def _by_updates(config: Config, plan: Plan) -> Callable[[int], float]:
@@ -200,9 +247,12 @@ def _by_updates(config: Config, plan: Plan) -> Callable[[int], float]:
     return lambda updates: schedule(updates * tokens_per_step(config))
 
 
-def _observers(config: Config, plan: Plan, world: World, console: Console, ledger: RunLedger) -> Observers:
+def _observers(
+    config: Config, plan: Plan, world: World, console: Console, ledger: RunLedger, engine: Engine
+) -> Observers:
+    stragglers = _stragglers(config, plan, world, engine)
     if world.rank:
-        return Observers(None, None, ledger)
+        return Observers(None, None, ledger, stragglers, engine)
     write_atomically(plan.folder / "config.yaml", to_yaml(config).encode())
     peak = config.log.peak_tflops * 1e12 if config.log.peak_tflops else peak_flops(config.train.precision)
     metrics = Metrics(
@@ -227,4 +277,15 @@ def _observers(config: Config, plan: Plan, world: World, console: Console, ledge
             f"attempt {metrics.attempt}: the rows of earlier ones stay in metrics.jsonl",
             highlight=False,
         )
-    return Observers(metrics, ConsoleProgress(console, plan.steps), ledger)
+    return Observers(metrics, ConsoleProgress(console, plan.steps), ledger, stragglers, engine)
+
+
+def _stragglers(config: Config, plan: Plan, world: World, engine: Engine) -> Stragglers | None:
+    if world.size == 1 or not config.watchdog.compare_every:
+        return None
+
+    def sum_over_ranks(values: list[float]) -> list[float]:
+        return list(engine.sum_over_ranks(torch.tensor(values, dtype=torch.float64)).tolist())
+
+    stages = [plan.topology.pipeline_rank(rank) for rank in range(world.size)]
+    return Stragglers(world.rank, stages, every=config.watchdog.compare_every, sum_over_ranks=sum_over_ranks)

@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
+import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,14 @@ from torch import Tensor
 
 from isthmus.config import flat, to_plain
 from isthmus.errors import EXIT_STORAGE, UserError
-from isthmus.fault_tolerance.filesystem import FileSystem, free_bytes
-from isthmus.fault_tolerance.interval import daly_interval
+from isthmus.fault_tolerance.filesystem import free_bytes
 from isthmus.fault_tolerance.manifest import Broken, Manifest, check_hashes
 from isthmus.fault_tolerance.reader import Reader
 from isthmus.fault_tolerance.records import Record
+from isthmus.fault_tolerance.rewinds import choose_step, distrusted
 from isthmus.fault_tolerance.snapshot import Snapshot
 from isthmus.fault_tolerance.store import Found, Store
-from isthmus.fault_tolerance.writer import Request, WriteError, WriterProcess, serve
+from isthmus.fault_tolerance.writer import Request, WriteError, WriterProcess, file_system_for, serve
 from isthmus.parallelism.engine import Engine
 from isthmus.parallelism.slices import Slice
 from isthmus.train.config import Config, site_name
@@ -26,10 +27,10 @@ from isthmus.train.parts import SiteSync, Stateful
 from isthmus.train.randomness import generators_state, restore_generators
 from isthmus.train.resume_rules import compare_config
 from isthmus.train.resuming import at_path
+from isthmus.train.rewinding import RunRewinds, rewound
+from isthmus.train.save_schedule import SaveSchedule
 from isthmus.train.validate import Plan
 
-_STEPS_TO_MEASURE = 10
-_ASSUMED_STALL_SECONDS = 1.0
 _SPARE = 1.1  # of the bytes of a save that must be free
 
 
@@ -44,10 +45,22 @@ class RunCheckpointer:
 
     Args:
         tell: prints one line for the user.
+        rewinds: what was decided about going back.
+        faults: to rehearse within saves.
     """
 
-    def __init__(self, config: Config, plan: Plan, engine: Engine, sync: SiteSync, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        plan: Plan,
+        engine: Engine,
+        sync: SiteSync,
+        tell: Callable[[str], None],
+        rewinds: RunRewinds,
+        faults: Sequence[dict[str, Any]] = (),
+    ) -> None:
         self._config, self._plan, self._engine, self._sync, self._tell = config, plan, engine, sync, tell
+        self._rewinds, self._faults = rewinds, list(faults)
         self._keys = config.checkpoint
         self.store = Store(plan.folder / "checkpoints")
         topology = plan.topology
@@ -63,10 +76,13 @@ class RunCheckpointer:
         self._saving: int | None = None  # the step whose save is under way
         self.durable_step = 0
         self._durable_everywhere = 0
-        self._stall_seconds = _ASSUMED_STALL_SECONDS
-        self._clock = time.monotonic()
-        self._first_step = 0
-        self._next = 0  # the step after which auto saves
+        self._schedule = SaveSchedule(
+            self._keys,
+            plan.folder / "ledger.jsonl",
+            leads=engine.rank == 0,
+            ask_sites=self._ask_sites,
+            tell=tell,
+        )
 
     def restore(self, parts: dict[str, Stateful]) -> None:
         """Go on from the newest step that verifies on all ranks of all sites, if there is one.
@@ -75,21 +91,27 @@ class RunCheckpointer:
             UserError: a site has checkpoints but none that all share, or the configuration is another one.
         """
         self._clean_up()
+        self._rewinds.meet(self._ask_sites, before=self._attempt, writes=self._engine.rank == 0)
         found = self._agree_on_step()
+        if self._engine.rank == 0:
+            self._rewinds.set_aside(self.store, found.step if found is not None else 0)
         if found is not None:
             self._load(found, parts)
             self.durable_step = self._durable_everywhere = found.step
-        self._first_step = found.step if found is not None else 0
-        self._clock = time.monotonic()
+        self._rewinds.apply()
+        self._schedule.begin(found.step if found is not None else 0)
 
     def after_step(self, step: int, parts: dict[str, Stateful], *, last: bool) -> None:
         """Save if it is time to; the last save is waited for.
 
         Raises:
             StorageError: this or an earlier save could not be written.
+            Rewound: at the last step, instead of a save: the run goes back.
         """
         self._collect(wait=False)
-        if not (last or self._is_due(step)):
+        if last:
+            self._go_back_if_asked()
+        if not (last or self._schedule.is_due(step)):
             return
         if last and step == self.durable_step:
             return
@@ -97,39 +119,19 @@ class RunCheckpointer:
         self._save(step, parts)
         if last or not self._keys.asynchronous:
             self._collect(wait=True)
-        self._stall_seconds = time.perf_counter() - started
         if not last:
-            self._plan_next(step)
+            self._schedule.saved(step, time.perf_counter() - started)
+
+    def _go_back_if_asked(self) -> None:
+        wishes = self._rewinds.agree(self._ask_sites, attempt=self._attempt, writes=self._engine.rank == 0)
+        if wishes:
+            self._collect(wait=True)  # it may be the one to go back to
+            raise rewound(wishes)
 
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
         self._snapshot.close()
-
-    # ---- when
-
-    def _is_due(self, step: int) -> bool:
-        every = self._keys.every_steps
-        if isinstance(every, int):
-            return every > 0 and step % every == 0
-        if step == self._first_step + _STEPS_TO_MEASURE:
-            self._plan_next(step)
-        return step == self._next
-
-    def _plan_next(self, step: int) -> None:
-        """Choose the step of the next save; all ranks of all sites choose the latest that any of them wishes."""
-        if isinstance(self._keys.every_steps, int):
-            return
-        seconds_per_step = (time.monotonic() - self._clock) / max(step - self._first_step, 1)
-        interval = daly_interval(self._stall_seconds, self._keys.failure_hours * 3600)
-        steps = max(1, round(interval / max(seconds_per_step, 1e-6)))
-        wishes = self._ask_sites({"next": step + steps})
-        self._next = max(int(wish["next"]) for wish in wishes)
-        if self._engine.rank == 0 and step == self._first_step + _STEPS_TO_MEASURE:
-            self._tell(
-                f"checkpoints every {self._next - step} steps ({interval:.0f} s, Daly's interval for a stall of "
-                f"{self._stall_seconds:.1f} s and a failure every {self._keys.failure_hours:g} h)"
-            )
 
     # ---- save
 
@@ -152,6 +154,8 @@ class RunCheckpointer:
             keep=self._keys.keep,
             keep_every=self._keys.keep_every,
             durable_everywhere=step if alone else self._durable_everywhere,
+            process=os.getpid(),
+            faults=self._faults,
         )
         self._saving = step
         try:
@@ -160,7 +164,7 @@ class RunCheckpointer:
                     self._writer = WriterProcess(self._snapshot.descriptor)
                 self._writer.start(request)
             else:
-                serve(request, self._snapshot.view(), FileSystem())
+                serve(request, self._snapshot.view(), file_system_for(request))
         except WriteError as error:
             raise self._failed(error) from None
 
@@ -221,13 +225,14 @@ class RunCheckpointer:
         message: dict[str, Any] = {}
         if self._engine.rank == 0:
             self.store.prepare()
-            message["attempt"] = self.store.next_attempt()
+            message["attempt"] = max(self.store.next_attempt(), self._rewinds.log.last_attempt + 1)
             for entry in self.store.scan():
                 if entry.manifest is None:
                     away = self.store.quarantine(entry.folder)
                     self._tell(f"{entry.folder.name} is broken ({entry.broken}): set aside as {away.name}")
             if self._keys.resume == "never":
                 self.store.abandon(self.store.scan())
+                self._rewinds.log.forget()
         self._attempt = int(self._share(message)["attempt"])
 
     def _agree_on_step(self) -> Found | None:
@@ -254,27 +259,31 @@ class RunCheckpointer:
     def _offer(self) -> tuple[Found, bool] | None:
         message: dict[str, Any] = {}
         if self._engine.rank == 0:
-            own = [entry for entry in self.store.scan() if entry.manifest is not None]
+            # Of two of the same step the later attempt's counts.
+            newest = {entry.step: entry for entry in reversed(self.store.scan()) if entry.manifest is not None}
+            own = list(newest.values())
             path = self._keys.resume if self._keys.resume not in ("auto", "never") else None
-            message = {"own": {str(entry.step): str(entry.folder) for entry in reversed(own)}}
+            message = {"own": {str(entry.step): str(entry.folder) for entry in own}}
             if path is not None and not own:
                 message["path"] = str(at_path(Path(path)).folder)
+            message["distrusted"] = [entry.step for entry in distrusted(own, self._rewinds.log.entries)]
         message = self._share(message)
         if "path" in message:
             return at_path(Path(message["path"])), False
-        offers = self._ask_sites({"steps": sorted(int(step) for step in message["own"])})
-        steps = [set(offer["steps"]) for offer in offers]
-        common = set.intersection(*steps)
-        if not common:
-            if any(steps):
+        worthless = set(message["distrusted"])
+        trusted = sorted({int(step) for step in message["own"]} - worthless)
+        offers = self._ask_sites({"steps": trusted, "distrusted": sorted(worthless)})
+        steps, others = ([set(offer[name]) for offer in offers] for name in ("steps", "distrusted"))
+        chosen = choose_step(steps, others)
+        if chosen is None:
+            if any(steps) or any(others):
                 raise UserError(
                     "the sites hold checkpoints, but of no step that all of them have",
                     where="checkpoint.resume",
                     fix="give one site's checkpoint to all with checkpoint.resume=PATH, or start anew with never",
                 )
             return None
-        folder = Path(message["own"][str(max(common))])
-        return at_path(folder), True
+        return at_path(Path(message["own"][str(chosen)])), True
 
     def _verify(self, found: Found) -> str:
         """Check the hashes of all files, a share on each rank; return what is wrong, or ""."""

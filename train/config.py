@@ -5,7 +5,8 @@ from enum import Enum
 
 from isthmus.config import fingerprint, key
 from isthmus.data.config import DataConfig
-from isthmus.fault_tolerance.config import CheckpointConfig, RestartConfig
+from isthmus.fault_tolerance.chaos import ChaosConfig
+from isthmus.fault_tolerance.config import CheckpointConfig, RestartConfig, WatchdogConfig
 from isthmus.fault_tolerance.guard import GuardConfig
 from isthmus.parallelism.config import Fp8Recipe, ModelConfig, OptimConfig, ParallelConfig, Precision
 from isthmus.parallelism.sites.config import LaneConfig, SitesConfig, SyncConfig
@@ -91,6 +92,8 @@ class Config:
     checkpoint: CheckpointConfig = key(CheckpointConfig, "")
     restart: RestartConfig = key(RestartConfig, "")
     guard: GuardConfig = key(GuardConfig, "")
+    watchdog: WatchdogConfig = key(WatchdogConfig, "")
+    chaos: ChaosConfig = key(ChaosConfig, "")
 
 
 # What may differ between the sites of one run: it names a place, or says how this site works, not what it computes.
@@ -116,6 +119,8 @@ PER_SITE = (
     "data.log_samples",
     "log",
     "restart",
+    "watchdog",
+    "chaos",
     "checkpoint.keep",
     "checkpoint.keep_every",
     "checkpoint.asynchronous",
@@ -128,7 +133,7 @@ PER_SITE = (
 def run_name(config: Config) -> str:
     """Return `run.name`, or a name that is the same whenever the same run is composed, in every site."""
     # How a run is kept alive does not make it another run.
-    whole = ["run", "lane", "checkpoint", "restart"]
+    whole = ["run", "lane", "checkpoint", "restart", "watchdog", "chaos"]
     without = [*whole, *(name for name in PER_SITE if name.partition(".")[0] not in whole)]
     return config.run.name or f"{config.run.prefix or config.model.name}-{fingerprint(config, without=without)}"
 

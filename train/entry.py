@@ -81,6 +81,7 @@ def _train(config: Config, plan: Plan, command: Command) -> int:
     from isthmus.fault_tolerance.ledger import describe, read_rows, summarize
     from isthmus.train.assembly import World, build_run
     from isthmus.train.loop import train
+    from isthmus.train.rewinding import Rewound
     from isthmus.train.stop import StopRequest
 
     world = World.from_environment()
@@ -89,11 +90,18 @@ def _train(config: Config, plan: Plan, command: Command) -> int:
     with stop.listening(), build_run(config, plan, world, console, stop) as run:
         try:
             completed = train(run)
+        except Rewound as error:
+            run.ledger.close("rewound")
+            _finish(plan, world.rank, "rewound", error.exit_code, step=run.progress.step, reason=str(error))
+            if world.rank == 0:
+                print(f"isthmus: {error}", file=sys.stderr, flush=True)
+            return error.exit_code
         except LaneError as error:
             # Before this rank leaves its site's groups: what the other ranks then meet is a consequence.
             _finish(plan, world.rank, "failed", EXIT_SITE_LOST, error=str(error))
             raise
         by_hand = run.engine.any_rank(stop.by_hand)
+        slowest = run.observer.slowest_rank()
         metrics = getattr(run.observer, "metrics", None)
         summary: dict[str, Any] = metrics.last if metrics else {}
         if completed:
@@ -101,11 +109,15 @@ def _train(config: Config, plan: Plan, command: Command) -> int:
         else:
             status, code = ("interrupted", EXIT_INTERRUPTED) if by_hand else ("preempted", EXIT_REQUEUE)
         run.ledger.close(status)
+        totals = summarize(read_rows(plan.folder / "ledger.jsonl")) if world.rank == 0 else {}
+        if metrics:
+            metrics.conclude(run.progress.step, totals)
     _finish(plan, world.rank, status, code, step=run.progress.step, tokens=run.progress.tokens)
     if world.rank == 0:
-        totals = summarize(read_rows(plan.folder / "ledger.jsonl"))
         summary = summary | {"goodput": totals["goodput"], "seconds": totals}
-        console.print(describe(totals), highlight=False)
+        for line in (describe(totals), slowest):
+            if line:
+                console.print(line, highlight=False)
         step = f"step {run.progress.step} of {plan.steps}"
         console.print(f"{status} at {step}; everything is in {plan.folder}", highlight=False)
         console.print(f"look at it with: tensorboard --logdir {plan.folder / 'tensorboard'}", highlight=False)

@@ -62,7 +62,8 @@ class Run:
 def train(run: Run) -> bool:
     """Train to the end; return False if a stop was requested before it.
 
-    Whether to stop is agreed by all ranks of all sites at a step boundary: no rank waits for another that has left.
+    Whether to stop, or to go back, is agreed by all ranks of all sites at a step boundary: no rank waits for another
+    that has left.
     """
     run.sync.attach(run.engine)
     run.checkpointer.restore(run.stateful())
@@ -74,7 +75,8 @@ def train(run: Run) -> bool:
         last = progress.step == run.total_steps
         due = last or (run.evaluate_every > 0 and progress.step % run.evaluate_every == 0)
         run.observer.step(report, _held_out(run) if due else None)
-        stop = not last and run.sync.stop_after(progress.step, run.engine.any_rank(run.stop_requested()))
+        wanted = run.stop_requested() or run.guard.rewinding()
+        stop = not last and run.sync.stop_after(progress.step, run.engine.any_rank(wanted))
         with run.ledger.book("checkpoint"):
             run.checkpointer.after_step(progress.step, run.stateful(), last=last or stop)
         if stop:

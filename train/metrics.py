@@ -6,7 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from isthmus.fault_tolerance.stragglers import Comparison
 from isthmus.train.report import StepReport
+
+_MEASURED = ("loss", "learning_rate", "grad_norm", "step_seconds", "tokens_per_second")
 
 
 class Metrics:
@@ -40,6 +43,9 @@ class Metrics:
         self._writer: Any = None
         self._seconds, self._tokens, self._steps, self._reduction = 0.0, 0, 0, 0.0
         self._wan: dict[str, Any] = {}
+        self._decisions: list[dict[str, Any]] = []
+        self._skips = 0
+        self._comparison: Comparison | None = None
         self.last: dict[str, Any] = {}
 
     def start(self, step: int, tokens: int, held_out: dict[str, float] | None) -> None:
@@ -49,8 +55,15 @@ class Metrics:
             # Points of an earlier attempt beyond this step are hidden, not mixed with the new ones.
             self._writer = SummaryWriter(str(self._folder / "tensorboard"), purge_step=step + 1, flush_secs=10)
         if held_out is not None:
-            empty = dict.fromkeys(("loss", "learning_rate", "grad_norm", "step_seconds", "tokens_per_second"))
-            self._write({"step": step, "tokens": tokens, **empty}, held_out)
+            self._write({"step": step, "tokens": tokens, **dict.fromkeys(_MEASURED)}, held_out)
+
+    def decided(self, step: int, decision: str, why: str) -> None:
+        """The guard has decided something about a step: it comes into that step's row, which is written in any case."""
+        self._decisions.append({"step": step, "decision": decision, "why": why})
+
+    def compared(self, comparison: Comparison) -> None:
+        """The ranks' own times were compared: it comes into the next row."""
+        self._comparison = comparison
 
     def step(self, report: StepReport, held_out: dict[str, float] | None) -> None:
         self._seconds += report.step_seconds
@@ -58,7 +71,8 @@ class Metrics:
         self._steps += 1
         self._reduction += report.reduction_seconds
         self._wan = _add(self._wan, report.wan)
-        if report.step % self.every_steps and held_out is None:
+        self._skips += report.skipped
+        if report.step % self.every_steps and held_out is None and not self._decisions:
             return
         rate = self._tokens / self._seconds if self._seconds else 0.0
         row: dict[str, Any] = {
@@ -80,10 +94,33 @@ class Metrics:
         row |= self._wan
         if report.skipped:
             row["skipped"] = True
+        if self._decisions:
+            row["guard"], self._decisions = self._decisions, []
+        row["skipped_batches"] = self._skips
+        if (slowest := self._comparison) is not None:
+            row |= {"slowest_rank": slowest.rank, "slowest_rank_score": slowest.score}
+            row["rank_scores"] = {str(rank): score for rank, score in slowest.scores.items()}
+            self._comparison = None
         self._seconds, self._tokens, self._steps, self._reduction, self._wan = 0.0, 0, 0, 0.0, {}
         self._write(row, held_out)
 
+    def conclude(self, step: int, totals: dict[str, float]) -> None:
+        """The attempt has ended: draw where the time of all attempts went."""
+        if self._writer is None:
+            return
+        self._writer.add_scalar("goodput/share", totals["goodput"], step)
+        for name, figure in totals.items():
+            if name.startswith("guard_"):
+                self._writer.add_scalar(f"guard/decisions/{name.removeprefix('guard_')}", figure, step)
+            elif name not in ("goodput", "elapsed"):
+                self._writer.add_scalar(f"goodput/seconds/{name}", figure, step)
+
     def close(self) -> None:
+        if self._decisions:  # the one that ended the run, whose step has no row of its own
+            decision, self._decisions = self._decisions[-1], []
+            tokens = self.last.get("tokens", 0)
+            row = {"step": decision["step"], "tokens": tokens, **dict.fromkeys(_MEASURED), "guard": [decision]}
+            self._write(row, None)
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
@@ -117,6 +154,9 @@ class Metrics:
             "speed/site_exposed_seconds": "site_exposed_seconds",
             "wan/rounds": "round",
             "wan/rounds_refused": "rounds_refused",
+            "guard/skipped_batches": "skipped_batches",
+            "speed/slowest_rank": "slowest_rank",
+            "speed/slowest_rank_score": "slowest_rank_score",
         }
         for chart, name in charts.items():
             if row.get(name) is not None:
@@ -128,6 +168,8 @@ class Metrics:
             self._writer.add_scalar(f"data/samples/{source}", samples, step)
         for source, loss in (held_out or {}).items():
             self._writer.add_scalar(f"loss/held_out/{source}", loss, step)
+        for entry in row.get("guard", []):
+            self._writer.add_text("guard", f"step {entry['step']}: {entry['decision']}, {entry['why']}", step)
 
 
 def _add(total: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The loop's injected parts: what each may do, and the default that does nothing."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from enum import Enum
 from typing import Any, Protocol
@@ -27,6 +27,10 @@ class Loader(Stateful, Protocol):
     def next_step(self) -> Sequence[Microbatch]: ...
 
     def mix(self) -> dict[str, int]: ...
+
+    def skip_samples(self, ranges: Iterable[range]) -> None:
+        """Leave samples out of the loss from now on; the state remembers them."""
+        ...
 
 
 class SiteSync(Stateful, Protocol):
@@ -82,6 +86,10 @@ class Guard(Stateful, Protocol):
     """Looks at every step before the optimizer does; called on every rank with the same numbers."""
 
     def inspect(self, step: int, loss: float, grad_norm: float) -> Verdict: ...
+
+    def rewinding(self) -> bool:
+        """Return whether the run is to go back behind this step, which all sites then agree on as on a stop."""
+        ...
 
 
 class Checkpointer(Protocol):
@@ -159,6 +167,9 @@ class FiniteGuard(_Stateless):
                     fix="lower optim.learning_rate, lengthen schedule.warmup_tokens or lower optim.clip_grad_norm",
                 )
         return Verdict.proceed
+
+    def rewinding(self) -> bool:
+        return False
 
 
 class NoCheckpointer:

@@ -18,6 +18,8 @@ FREE = (
     "sites",
     "checkpoint",
     "restart",
+    "watchdog",
+    "chaos",
     "eval",
     "parallel",
     "model.name",

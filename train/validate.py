@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from isthmus.config import to_plain
 from isthmus.errors import UserError
+from isthmus.fault_tolerance.chaos import validate_chaos
 from isthmus.fault_tolerance.guard import validate_guard
 from isthmus.parallelism.config import OptimConfig
 from isthmus.parallelism.sites.config import SyncKind
@@ -27,6 +28,7 @@ from isthmus.parallelism.topology import (
 )
 from isthmus.train.config import Config, Device, run_name, site_name, tokens_per_step, total_steps
 from isthmus.train.schedules import validate_schedule
+from isthmus.train.timeouts import validate_timeouts
 
 if TYPE_CHECKING:
     from isthmus.data.corpus import Corpus
@@ -62,18 +64,14 @@ def plan_run(config: Config, world_size: int, local_world_size: int | None = Non
     validate_sync(config.sync, config.model, config.parallel)
     validate_sites(config.sites, config.lane, config.sync, config.parallel, topology)
     names = config.sites.names if config.sync.kind is not SyncKind.none else []
-    if names and config.lane.deadline_seconds >= config.train.timeout_seconds:
-        raise UserError(
-            f"is {config.lane.deadline_seconds:g}, train.timeout_seconds {config.train.timeout_seconds:g}",
-            where="lane.deadline_seconds",
-            fix="it must be shorter, so that the lane is what speaks of a lost site",
-        )
+    validate_timeouts(config)
     shares = tuple(config.sites.shares) if names and config.sites.shares else (1,) * max(len(names), 1)
     for place in range(len(shares)):
         validate_batch(topology, config.train.global_batch, config.train.micro_batch, shares=shares, site=place)
     _validate_machine(config, local_world_size or world_size)
     _validate_optim(config.optim)
     steps = total_steps(config)
+    validate_chaos(config.chaos, ranks=topology.world_size, steps=steps, sites=names or [site_name(config)])
     total_tokens = steps * tokens_per_step(config)
     validate_schedule(config.schedule, total_tokens)
     folder = Path(config.run.dir).expanduser() / run_name(config) / site_name(config)
@@ -200,6 +198,7 @@ def _validate_checkpoint(config: Config) -> None:
             raise UserError(f"is {value}", where=where, fix=f"it starts at {least}")
     for where, seconds in (
         ("checkpoint.failure_hours", keys.failure_hours),
+        ("checkpoint.restart_seconds", keys.restart_seconds),
         ("checkpoint.deadline_seconds", keys.deadline_seconds),
         ("checkpoint.time_limit_seconds", keys.time_limit_seconds),
     ):

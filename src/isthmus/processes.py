@@ -23,6 +23,16 @@ def die_with_launcher() -> None:
         die_with_parent()
 
 
+def serve_parent() -> None:
+    """Make this a helper process: it ends with the one that started it, and not by requests to stop.
+
+    Terminals and schedulers send those to every process of a job.
+    """
+    die_with_parent()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def started_at() -> float:
     """Return when this process began, in seconds since 1970; elsewhere than on Linux, now."""
     if sys.platform != "linux":

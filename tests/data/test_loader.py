@@ -194,6 +194,20 @@ def test_skipped_samples_have_no_loss_and_move_nothing(corpus: Corpus, config: D
             assert theirs.mask_BS.sum() == (0 if masked else SEQUENCE)
 
 
+def test_samples_left_out_later_are_in_the_state(corpus: Corpus, config: DataConfig) -> None:
+    config = replace(config, skip=[[3, 5]])
+    first = loader(corpus, config)
+    first.next_step()
+    first.skip_samples([range(BATCH + 1, BATCH + 3), range(3, 5)])
+    second = loader(corpus, config)
+    second.load_state_dict(first.state_dict())
+    second.skip_samples([range(BATCH + 1, BATCH + 3)])  # told twice
+    assert second.state_dict()["skip"] == [[BATCH + 1, BATCH + 3]]  # the others are the configuration's
+    for served in (first, second):
+        tokens = [int(batch.mask_BS.sum()) for batch in served.next_step()]
+        assert tokens == [0 if sample in (1, 2) else SEQUENCE for sample in range(BATCH)]
+
+
 def test_a_lost_sites_samples_can_be_handed_out_again(corpus: Corpus, config: DataConfig) -> None:
     division = Division(1, (1, 2, 1))
     ranks = everywhere(corpus, config, division)

@@ -1,14 +1,24 @@
 """Arithmetic of the guard, the ledger, the retry budget and the interval between saves."""
 
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from isthmus.errors import EXIT_BUG, EXIT_OK, EXIT_REQUEUE, EXIT_SITE_LOST, EXIT_USER_ERROR, UserError
+from isthmus.errors import (
+    EXIT_BUG,
+    EXIT_HANG,
+    EXIT_OK,
+    EXIT_REQUEUE,
+    EXIT_REWIND,
+    EXIT_SITE_LOST,
+    EXIT_USER_ERROR,
+    UserError,
+)
 from isthmus.fault_tolerance.guard import GuardConfig, Response, StepGuard, robust_score, validate_guard
 from isthmus.fault_tolerance.interval import daly_interval, expected_goodput, young_interval
-from isthmus.fault_tolerance.ledger import summarize
+from isthmus.fault_tolerance.ledger import RunLedger, describe, read_rows, summarize
 from isthmus.fault_tolerance.policy import Action, RetryBudget, rule_for
 
 
@@ -71,6 +81,45 @@ def test_the_budget_of_skips_ends_the_run_and_old_skips_are_forgiven() -> None:
         judge.inspect(102, float("nan"), 1.0)
 
 
+def test_going_back_is_asked_for_once_and_nothing_is_trained_on_until_then() -> None:
+    asked: list[tuple[int, str]] = []
+    recorded: list[tuple[int, str]] = []
+    judge = StepGuard(
+        GuardConfig(spike=Response.rewind, explosion=Response.rewind, nonfinite=Response.rewind, window=4),
+        skip="skip",
+        proceed="proceed",
+        tell=lambda line: None,
+        record=lambda step, decision, why: recorded.append((step, decision)),
+        go_back=lambda step, why: asked.append((step, why)),
+    )
+    for step in range(4):
+        assert judge.inspect(step, 2.0, 1.0) == "proceed"
+    assert not judge.rewinding()
+    assert judge.inspect(5, 9.0, 1.0) == "skip"
+    assert judge.rewinding()
+    # Other sites may have to come to the same step first.
+    assert judge.inspect(6, float("nan"), 1.0) == judge.inspect(7, 2.0, 1.0) == "skip"
+    assert [step for step, _ in asked] == [5]
+    assert "deviations above the last ones" in asked[0][1]
+    assert recorded == [(5, "rewind")]
+
+
+def test_the_budget_of_rewinds_ends_the_run() -> None:
+    decisions: list[str] = []
+    judge = StepGuard(
+        GuardConfig(nonfinite=Response.rewind, max_rewinds=3),
+        skip="skip",
+        proceed="proceed",
+        tell=lambda line: None,
+        record=lambda step, decision, why: decisions.append(decision),
+        rewinds=lambda: 3,
+    )
+    with pytest.raises(UserError, match="the loss is nan, and the run went back 3 times already"):
+        judge.inspect(9, float("nan"), 1.0)
+    assert not judge.rewinding()
+    assert decisions == ["stop"]
+
+
 def test_the_guard_remembers_over_a_restart() -> None:
     before, _ = guard(spike=Response.skip, window=4)
     for step in range(4):
@@ -100,6 +149,8 @@ def test_robust_score_of_a_normal_distribution_is_its_deviations() -> None:
         (EXIT_REQUEUE, Action.requeue),
         (EXIT_SITE_LOST, Action.restart),
         (EXIT_BUG, Action.restart),
+        (EXIT_HANG, Action.restart),
+        (EXIT_REWIND, Action.restart),
         (-9, Action.restart),
         (77, Action.restart),
     ],
@@ -113,6 +164,15 @@ def test_restarts_without_progress_are_counted_and_progress_forgives() -> None:
     assert [budget.allows(rule_for(-9), 10) for _ in range(3)] == [True] * 3
     assert budget.allows(rule_for(-9), 11)
     assert [budget.allows(rule_for(1), 11) for _ in range(3)] == [True, True, False]
+
+
+def test_going_back_costs_nothing_and_what_follows_counts_as_new() -> None:
+    budget = RetryBudget(2)
+    assert budget.allows(rule_for(EXIT_REWIND), 100)
+    assert budget.allows(rule_for(1), 60)  # beyond the checkpoint that it went back to
+    assert budget.allows(rule_for(1), 70)
+    assert budget.allows(rule_for(1), 70)
+    assert not budget.allows(rule_for(1), 70)
 
 
 def test_waiting_for_another_site_costs_nothing() -> None:
@@ -148,3 +208,34 @@ def test_the_ledger_books_every_second_once() -> None:
     causes = {name: seconds for name, seconds in total.items() if name not in ("elapsed", "goodput")}
     assert sum(causes.values()) == pytest.approx(150.0)
     assert total["goodput"] == pytest.approx(14 / 150)
+
+
+def test_the_guards_decisions_are_in_the_ledger_and_its_summary(tmp_path: Path) -> None:
+    entered: list[str] = []
+    ledger = RunLedger(tmp_path / "ledger.jsonl", 0.0, entered.append)
+    ledger.begin(0)
+    with ledger.book("data"):
+        pass
+    ledger.decided(1, "skip", "the loss is nan")
+    ledger.step(1)
+    ledger.decided(2, "rewind", "the loss is high")
+    ledger.close("rewound")
+    assert entered == ["other", "data", "other"]  # what watches for hangs hears of every phase
+    totals = summarize(read_rows(tmp_path / "ledger.jsonl"))
+    assert (totals["guard_skip"], totals["guard_rewind"]) == (1, 1)
+    assert describe(totals).endswith("; guard: 1 skipped batch(es), 1 rewind(s)")
+
+
+def test_steps_that_a_rewind_undoes_are_lost_work_and_the_way_back_is_recovery() -> None:
+    rows = [
+        row("begin", 0, 0, 10, init=10.0),
+        *(row("step", step, 0, 10 + 5 * step, compute=5.0) for step in (1, 2, 3)),
+        row("guard", 3, 0, 25, decision="rewind", why=""),
+        row("end", -1, 0, 25, status="rewound"),
+        row("begin", 1, 27, 33, init=6.0),
+        *(row("step", step, 27, 33 + 5 * (step - 1), compute=5.0) for step in (2, 3)),
+        row("end", -1, 27, 43, status="completed"),
+    ]
+    total = summarize(rows)
+    assert (total["lost"], total["recovery"], total["idle"], total["compute"]) == (10, 8, 0, 15)
+    assert total["guard_rewind"] == 1

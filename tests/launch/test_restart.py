@@ -64,6 +64,7 @@ def test_a_killed_rank_is_started_again_and_nothing_is_lost(
     assert process.returncode == 0, err
     assert "starting again" in err
     assert "resumed step" in out
+    assert "times the median of its peers" in out
     assert losses(tmp_path) == quiet
     assert {row["attempt"] for row in rows(tmp_path)} == {1, 2}
 

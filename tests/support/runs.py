@@ -31,6 +31,7 @@ def train_run(world: RankWorld, root: str, stop_at: int | None, words: list[str]
     from isthmus.train import assembly
     from isthmus.train.assembly import World, build_run
     from isthmus.train.loop import train
+    from isthmus.train.rewinding import Rewound
     from isthmus.train.stop import StopRequest
     from isthmus.train.validate import plan_run
 
@@ -73,6 +74,9 @@ def train_run(world: RankWorld, root: str, stop_at: int | None, words: list[str]
             completed = train(run)
         except _Killed:
             return seen
+        except Rewound as error:
+            run.ledger.close("rewound")
+            return {**seen, "rewound": str(error), "step": run.progress.step}
         finally:
             seen["told"] = told.getvalue()
         assert completed

@@ -13,7 +13,7 @@ from isthmus.train.loop import Run, train
 from isthmus.train.parts import FiniteGuard, Verdict
 from isthmus.train.report import StepReport
 
-_QUESTIONS = ("mix", "report", "exposed_reduction_seconds", "tokens_of_all_sites")  # at no particular time
+_QUESTIONS = ("mix", "report", "exposed_reduction_seconds", "tokens_of_all_sites", "rewinding")  # at no particular time
 _STATEFUL = "guard+loader+progress+sync"
 
 
@@ -26,6 +26,7 @@ class Script:
     stop_at: int | None = None  # a signal during this step
     stop_elsewhere_at: int | None = None  # another rank's signal
     stop_site_at: int | None = None  # another site's signal
+    rewind_at: int | None = None  # the guard wants to go back behind this step
     restored: dict[str, Any] | None = None
     calls: list[str] = field(default_factory=list)
     reports: list[StepReport] = field(default_factory=list)
@@ -44,7 +45,12 @@ class Script:
                 stop_after=lambda step, wanted: wanted or step == self.stop_site_at,
                 outer_parameters=nullcontext,
             ),
-            "guard": _Part(self, "guard", inspect=lambda step, *_: Verdict.skip if step in self.skip_at else None),
+            "guard": _Part(
+                self,
+                "guard",
+                rewinding=lambda: self.drawn == self.rewind_at,
+                inspect=lambda step, *_: Verdict.skip if step in self.skip_at else None,
+            ),
             "checkpointer": _Part(self, "checkpointer", restore=self._restore),
             "ledger": _Part(self, "ledger", book=self._book),
             "observer": _Part(self, "observer", step=lambda report, _: self.reports.append(report)),
@@ -147,12 +153,16 @@ def test_step_without_tokens_has_no_loss_to_inspect() -> None:
     assert script.only("engine.step", "engine.discard") == ["engine.discard"]
 
 
-@pytest.mark.parametrize("script", [Script(stop_at=2), Script(stop_elsewhere_at=2)], ids=["this rank", "another rank"])
+@pytest.mark.parametrize(
+    "script",
+    [Script(stop_at=2), Script(stop_elsewhere_at=2), Script(rewind_at=2)],
+    ids=["this rank", "another rank", "guard"],
+)
 def test_stop_request_ends_the_run_at_a_step_boundary(script: Script) -> None:
     run = script.run(5)
     assert train(run) is False
     assert run.progress.step == 2
-    assert script.only("engine.any") == ["engine.any_rank False", f"engine.any_rank {script.stop_at == 2}"]
+    assert script.only("engine.any") == ["engine.any_rank False", f"engine.any_rank {script.stop_elsewhere_at != 2}"]
     assert [call.split()[1::2] for call in script.only("checkpointer.after")] == [["1", "False"], ["2", "True"]]
 
 

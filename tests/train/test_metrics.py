@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from isthmus.fault_tolerance.stragglers import Comparison
 from isthmus.train.metrics import Metrics
 from isthmus.train.report import StepReport
 from isthmus.train.stop import StopRequest
@@ -184,3 +185,41 @@ def test_second_ctrl_c_insists_after_a_termination_too() -> None:
         signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+def test_what_the_guard_decides_has_a_row_at_once(tmp_path: Path) -> None:
+    metrics = _metrics(tmp_path, every_steps=10)
+    metrics.start(0, 0, None)
+    metrics.step(_report(1), None)
+    metrics.decided(2, "skip", "the loss is nan")
+    metrics.step(_report(2, skipped=True), None)
+    metrics.step(_report(3), None)
+    metrics.decided(4, "stop", "the loss is nan")  # its step has no report: the run ends
+    metrics.close()
+    skipped, stopped = _rows(tmp_path)
+    assert skipped["guard"] == [{"step": 2, "decision": "skip", "why": "the loss is nan"}]
+    assert (skipped["step"], skipped["skipped"], skipped["skipped_batches"]) == (2, True, 1)
+    assert (stopped["step"], stopped["guard"][0]["decision"]) == (4, "stop")
+    assert set(stopped) >= _FIELDS
+
+
+def test_tensorboard_has_guard_stragglers_and_goodput(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    metrics = _metrics(tmp_path, tensorboard=True)
+    metrics.start(0, 0, None)
+    metrics.compared(Comparison({1: 2.5, 0: 1.0}, data_seconds=0.5, forward_seconds=2.0, peers_seconds=1.0))
+    metrics.decided(1, "skip", "the loss is nan")
+    metrics.step(_report(1, skipped=True), None)
+    metrics.conclude(1, {"goodput": 0.75, "elapsed": 8.0, "compute": 6.0, "recovery": 2.0, "guard_skip": 1})
+    metrics.close()
+    (row,) = _rows(tmp_path)
+    assert (row["slowest_rank"], row["slowest_rank_score"], row["rank_scores"]) == (1, 2.5, {"1": 2.5, "0": 1.0})
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    found = {tag: events.Scalars(tag)[0].value for tag in events.Tags()["scalars"]}
+    assert found["goodput/share"] == 0.75
+    assert (found["goodput/seconds/compute"], found["goodput/seconds/recovery"]) == (6.0, 2.0)
+    assert (found["speed/slowest_rank"], found["speed/slowest_rank_score"]) == (1.0, 2.5)
+    assert (found["guard/skipped_batches"], found["guard/decisions/skip"]) == (1.0, 1.0)
+    assert "guard/text_summary" in events.Tags()["tensors"]
