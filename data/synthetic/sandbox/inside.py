@@ -107,12 +107,12 @@ def _become_program(stage: Stage, start: Start, stdin: int) -> None:
             scratch=root.SCRATCH,
         )
         seccomp.install(stage.filters[start.limits["processes"] > 1])
-        signal.pthread_sigmask(signal.SIG_SETMASK, [])
         if not python:
-            for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # by Python, and exec would keep it so
+            for ignored in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):  # exec would keep it so
                 signal.signal(ignored, signal.SIG_DFL)
             command = start.interpreter["command"]
             os.execve(command, [command, *start.options, start.main, *start.arguments], {})
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         os.close(status)
         status = -1
         run_python(f"{root.SCRATCH}/{start.main}", start.arguments)

@@ -32,10 +32,6 @@ def unshare(flags: int) -> None:
     _call("unshare", flags)
 
 
-def setns(descriptor: int, flags: int) -> None:
-    _call("setns", descriptor, flags)
-
-
 def mount(source: str, target: str, kind: str | None, flags: int, data: str = "") -> None:
     _call("mount", source.encode(), target.encode(), kind.encode() if kind else None, flags, data.encode() or None)
 

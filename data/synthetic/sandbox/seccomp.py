@@ -57,6 +57,7 @@ def program(*, processes: bool, machine: str | None = None) -> bytes:
     parts += _when(checked["mmap"], [*mapping, _instruction(_RETURN, _ALLOW)])
     parts += _when(checked["ioctl"], _allow_values(1, _TERMINAL_AND_FLAGS, errno.ENOTTY))
     parts += _when(checked["prctl"], _allow_values(0, _PRCTL, errno.EPERM))
+    parts += _when(checked["prlimit64"], _allow_values(0, (0,), errno.EPERM))  # its own limits only
     parts += _when(checked["socketpair"], _allow_values(0, (_AF_UNIX,), errno.EACCES))
     parts += [
         _instruction(_JUMP_GREATER, syscalls.NEWEST_KNOWN, 0, 1),

@@ -30,7 +30,7 @@ getpgid 121 155, getpgrp 111 -, getsid 124 156, setsid 112 157, setpgid 109 154,
 set_tid_address 218 96, set_robust_list 273 99, get_robust_list 274 100, rseq 334 293, futex 202 98,
 futex_waitv 449 449, sched_yield 24 124, sched_getaffinity 204 123, sched_setaffinity 203 122, sched_getparam 143 121,
 sched_getscheduler 145 120, sched_get_priority_max 146 125, sched_get_priority_min 147 126, getpriority 140 141,
-uname 63 160, sysinfo 99 179, getrlimit 97 163, setrlimit 160 164, prlimit64 302 261, getrusage 98 165, times 100 153,
+uname 63 160, sysinfo 99 179, getrlimit 97 163, setrlimit 160 164, getrusage 98 165, times 100 153,
 getcpu 309 168, clock_gettime 228 113, clock_getres 229 114, clock_nanosleep 230 115, nanosleep 35 101,
 gettimeofday 96 169, time 201 -, alarm 37 -, getitimer 36 102, setitimer 38 103, timer_create 222 107,
 timer_settime 223 110, timer_gettime 224 108, timer_delete 226 111, timer_getoverrun 225 109, timerfd_create 283 85,
@@ -41,7 +41,7 @@ shutdown 48 210, getsockname 51 204, getpeername 52 205, getsockopt 55 209, sets
 """
 # Allowed or not by their arguments, in seccomp.py.
 _CHECKED = """
-clone 56 220, fork 57 -, vfork 58 -, clone3 435 435, mmap 9 222, ioctl 16 29, prctl 157 167, socketpair 53 199
+clone 56 220, fork 57 -, vfork 58 -, clone3 435 435, mmap 9 222, ioctl 16 29, prctl 157 167, socketpair 53 199, prlimit64 302 261
 """
 # What the sandbox itself calls and Python 3.11 has no name for.
 _OWN = "pivot_root 155 41, mount_setattr 442 442, landlock_create_ruleset 444 444, landlock_add_rule 445 445, "

@@ -1,7 +1,8 @@
 """A process inside the sandbox's namespaces that starts one program after another, and the process that makes it.
 
-`launcher` (outside the process namespace) -> `zygote` (its first process) -> per run: `inside.first_process` in namespaces of
-its own -> the program. When any of them ends, the kernel ends all that come after it.
+`launcher` (outside the process namespace) -> `zygote` (its first process) -> per run: a watcher -> `inside.first_process` in
+namespaces of its own -> the program. When any of them ends, the kernel ends all that come after it. The zygote itself touches
+neither what a program reads nor what it writes: a later program, which starts with a copy of its memory, finds nothing there.
 """
 
 import contextlib
@@ -70,13 +71,14 @@ def _enter_namespaces(connection: socket.socket, config: dict[str, Any]) -> int:
     socket.sethostname("sandbox")
     with _part("mounts in a user namespace"):
         root.build(config["reads"])
-    return 0 if mapped["two"] else 3  # launcher, zygote, first process
+    return 0 if mapped["two"] else 4  # launcher, zygote, watcher, first process
 
 
 def _be_zygote(connection: socket.socket, owner: int, config: dict[str, Any], own: int) -> None:
     """Serve runs until the owner goes; never returns."""
     try:
         linux.die_with(signal.SIGKILL)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one signal that Python would handle as first process
         with _part("Landlock"):
             version = landlock.abi()
         filters = {processes: seccomp.program(processes=processes) for processes in (False, True)}
@@ -84,11 +86,14 @@ def _be_zygote(connection: socket.socket, owner: int, config: dict[str, Any], ow
         frames.send(connection, {"ready": True, "landlock": version})
         gc.collect()
         gc.freeze()  # so that children do not copy pages only to visit what is on them
-        myself = os.pidfd_open(os.getpid())
         while True:
-            select.select([connection, owner], [], [])
-            header, parts = frames.receive(connection)
-            _serve(connection, owner, config, stage, myself, header, parts)
+            if owner in select.select([connection, owner], [], [])[0]:
+                break
+            watcher = os.fork()
+            if watcher == 0:
+                _watch(connection, owner, config, stage)
+            if os.waitstatus_to_exitcode(os.waitpid(watcher, 0)[1]) != 0:
+                break
     except frames.Closed:
         pass
     except _Impossible as error:
@@ -100,15 +105,32 @@ def _be_zygote(connection: socket.socket, owner: int, config: dict[str, Any], ow
         os._exit(0)
 
 
+def _watch(connection: socket.socket, owner: int, config: dict[str, Any], stage: inside.Stage) -> None:
+    """Receive a run, start it, watch it and answer; never returns."""
+    code = 1
+    try:
+        linux.die_with(signal.SIGKILL)
+        header, parts = frames.receive(connection)
+        answer, texts = _serve(connection, owner, config, stage, header, parts)
+        frames.send(connection, answer, texts)
+        code = 0
+    except frames.Closed:
+        pass
+    except BaseException:
+        with contextlib.suppress(frames.Closed):
+            frames.send(connection, {"bug": traceback.format_exc()})
+    finally:
+        os._exit(code)
+
+
 def _serve(
     connection: socket.socket,
     owner: int,
     config: dict[str, Any],
     stage: inside.Stage,
-    myself: int,
     header: dict[str, Any],
     parts: list[bytes],
-) -> None:
+) -> tuple[dict[str, Any], list[bytes]]:
     pipes = [os.pipe() for _ in range(4)]
     start = inside.Start(
         main=header["main"],
@@ -120,28 +142,25 @@ def _serve(
         interpreter=config["interpreters"][header["language"]],
         pipes=(pipes[0][1], pipes[1][1], pipes[2][1], pipes[3][1]),
     )
-    linux.unshare(linux.CLONE_NEWPID)  # for the next child; the process after it is ours again
+    linux.unshare(linux.CLONE_NEWPID)  # for the next child
     first = os.fork()
     if first == 0:
         inside.first_process(stage, start)
-    linux.setns(myself, linux.CLONE_NEWPID)
     for _, writing in pipes:
         os.close(writing)
     reading = [descriptor for descriptor, _ in pipes]
     run = _Run(first, reading, owner, connection)
     ended = run.watch(header["limits"]["wall_seconds"], header["limits"]["output_bytes"])
-    for descriptor in reading:
-        os.close(descriptor)
     status = run.texts[3]
     answer: dict[str, Any] = {"ended": ended, "code": None, "cpu": run.cpu_seconds, "wall": run.wall_seconds, "memory": 0}
-    if ended == "exited":
-        if len(status) != inside.STATUS.size:
-            reason = bytes(status).decode(errors="replace").lstrip("!") or "its first process was killed"
-            frames.send(connection, {"failed": reason})
-            return
+    if len(status) > inside.STATUS.size:
+        return {"failed": bytes(status).decode(errors="replace").lstrip("!")}, []
+    if ended == "exited" and len(status) == inside.STATUS.size:
         code, cpu, wall, memory = inside.STATUS.unpack(status)
         answer |= {"ended": "killed" if code < 0 else ended, "code": code, "cpu": cpu, "wall": wall, "memory": memory}
-    frames.send(connection, answer, [bytes(text) for text in run.texts[:3]])
+    elif ended == "exited":  # the first process was killed: by a kernel short of memory, or through the program
+        answer |= {"ended": "killed", "code": -signal.SIGKILL}
+    return answer, [bytes(text) for text in run.texts[:3]]
 
 
 class _Run:
@@ -165,7 +184,7 @@ class _Run:
             left = began + wall_seconds - time.monotonic()
             ready = [descriptor for descriptor, _ in poll.poll(max(0.0, left * 1000) if ended == "exited" else None)]
             if self._owner in ready or self._connection.fileno() in ready:
-                os._exit(0)  # nobody wants to know any more; the kernel ends the rest
+                os._exit(1)  # nobody wants to know any more; the kernel ends the rest
             for number, descriptor in enumerate(self._reading):
                 if descriptor in ready and not self._read(number, output_bytes):
                     poll.unregister(descriptor)
@@ -174,7 +193,6 @@ class _Run:
             if alive and why and ended == "exited":
                 ended = why
                 os.kill(self._first, signal.SIGKILL)
-        os.close(process)
         self.wall_seconds = time.monotonic() - began
         usage = os.wait4(self._first, 0)[2]
         self.cpu_seconds = usage.ru_utime + usage.ru_stime
