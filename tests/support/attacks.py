@@ -11,6 +11,7 @@ from typing import Any
 _CALL = '''
 import ctypes, os
 _libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
 _x86 = os.uname().machine == "x86_64"
 def call(x86, aarch64, *arguments):
     wide = [ctypes.c_long(a) if isinstance(a, int) else a for a in arguments]
@@ -213,7 +214,7 @@ _NETWORK = [
     _try("asking the kernel for interfaces", "network", "import socket\nattempt(socket.socket, socket.AF_NETLINK, socket.SOCK_RAW, 0)"),
     _try("an abstract socket", "network", "import socket\nattempt(lambda: socket.socket(socket.AF_UNIX).connect(chr(0) + '{abstract}'))"),
     Attack("a local server, in JavaScript", "network", "try { const c = require('net').connect({port}, '127.0.0.1', () => { console.log('ESCAPED'); c.destroy() }); c.on('error', e => console.log(e.code)) } catch (e) { console.log(e.code) }", "javascript"),
-    Attack("a local server, in perl", "network", "use Socket; socket(my $s, PF_INET, SOCK_STREAM, 0) && connect($s, sockaddr_in({port}, inet_aton('127.0.0.1'))) ? print 'ESCAPED' : print $!", "perl"),
+    Attack("a local server, in perl", "network", "use Socket; my $s; if (socket($s, PF_INET, SOCK_STREAM, 0) && connect($s, sockaddr_in({port}, inet_aton('127.0.0.1')))) { print 'ESCAPED' } else { print $! }", "perl"),
 ]
 _KERNEL = [
     _try("becoming root", "kernel", "attempt(os.setuid, 0)"),

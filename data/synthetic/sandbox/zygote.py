@@ -193,6 +193,9 @@ class _Run:
             if alive and why and ended == "exited":
                 ended = why
                 os.kill(self._first, signal.SIGKILL)
+                for descriptor in self._reading:  # or it might go on for as long as we take what it writes
+                    with contextlib.suppress(KeyError):
+                        poll.unregister(descriptor)
         self.wall_seconds = time.monotonic() - began
         usage = os.wait4(self._first, 0)[2]
         self.cpu_seconds = usage.ru_utime + usage.ru_stime
