@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from isthmus.data.synthetic.protocols import Completion, Verdict
+from isthmus.data.synthetic.protocols import Completion, Verdict, digest
 from isthmus.errors import UserError
 
 _SYNC_SECONDS = 1.0
@@ -56,6 +56,7 @@ class Journal:
         self._path = path
         self._open: dict[int, dict[str, Any]] = {}
         self._places = array("q")
+        self._ids = array("Q")
         self._done = 0
         self.spent = Spent()
         self._end = self._load()
@@ -67,8 +68,21 @@ class Journal:
         os.fsync(self._file)
         os.close(self._file)
 
-    def done(self, item: int) -> bool:
-        return item < len(self._places) and self._places[item] != _ABSENT
+    def done(self, item: int, identity: str) -> bool:
+        """Say whether the item of this number has its outcome.
+
+        Raises:
+            UserError: that outcome is another item's.
+        """
+        if item >= len(self._places) or self._places[item] == _ABSENT:
+            return False
+        if self._ids[item] != _short(identity):
+            raise UserError(
+                f"item {item} was another one when the work began",
+                where="data.seeds",
+                fix="restore the seeds or choose another out",
+            )
+        return True
 
     @property
     def outcomes(self) -> int:
@@ -93,7 +107,7 @@ class Journal:
     def outcome(self, item: int, outcome: dict[str, Any]) -> None:
         """Write what became of an item, and forget its answers."""
         place = self._append({"o": item, "is": outcome})
-        self._finish(item, place)
+        self._finish(item, place, outcome["item"])
 
     def finished(self, below: int) -> Iterator[dict[str, Any]]:
         """Yield the outcomes of items with a lower number, in their order."""
@@ -126,7 +140,7 @@ class Journal:
                 try:
                     row = json.loads(line.decode("utf-8", "surrogatepass"))
                     if "o" in row:
-                        self._finish(row["o"], place)
+                        self._finish(row["o"], place, row["is"]["item"])
                     for part in row.get("b", [row]):
                         self._take(part)
                 except (ValueError, KeyError, TypeError):
@@ -148,12 +162,18 @@ class Journal:
         elif "v" in row:
             self._open.setdefault(row["i"], {})[row["v"]] = Verdict(row["ok"], row["why"], row["details"])
 
-    def _finish(self, item: int, place: int) -> None:
+    def _finish(self, item: int, place: int, identity: str) -> None:
         while len(self._places) <= item:
             self._places.append(_ABSENT)
+            self._ids.append(0)
+        self._ids[item] = _short(identity)
         self._done += self._places[item] == _ABSENT
         self._places[item] = place
         self._open.pop(item, None)
+
+
+def _short(identity: str) -> int:
+    return int(digest(identity), 16)
 
 
 def _row(item: int, key: str, answer: Answer, cost: float) -> dict[str, Any]:

@@ -131,8 +131,9 @@ class Questions:
         """Ask for a name or number that is left out of a sentence."""
         found = []
         for sentence in sentences(str(prompt.facts["part"])):
+            names = names_of(sentence)
             for word in re.findall(r"[A-Za-z\d][\w.-]*\w", sentence):
-                if (word.lower() in names_of(sentence) or numbers_of(word)) and sentence.count(word) == 1:
+                if (word.lower() in names or numbers_of(word)) and sentence.count(word) == 1:
                     found.append((sentence, word))
         if not found:
             words = str(prompt.facts["part"]).split()
@@ -213,8 +214,9 @@ def _pair(answer: str) -> dict[str, str]:
 
 
 def _within(part: str, text: str) -> bool:
-    """Say whether words stand in a text in a row, whatever the white space and the capitals."""
-    words, all_words = part.lower().split(), text.lower().split()
-    return f" {' '.join(words)} " in f" {re.sub(r'[^\w.%-]+', ' ', ' '.join(all_words))} " or (
-        " ".join(words) in " ".join(all_words) and len(words) > 1
-    )
+    """Say whether words stand in a text in a row, whatever stands between them and however they begin."""
+    return bool(_words(part)) and f" {_words(part)} " in f" {_words(text)} "
+
+
+def _words(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.lower()))
