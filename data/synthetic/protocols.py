@@ -124,7 +124,10 @@ class Sampler(Protocol):
 
 
 class Generator(Protocol):
-    """Answers requests. `parallel` calls of `complete` may be under way at a time, each with up to `batch` requests."""
+    """Answers requests. `parallel` calls of `complete` may be under way at a time, each with up to `batch` requests.
+
+    0 in parallel: it takes no time, and is called where the request arises.
+    """
 
     name: str
     fingerprint: str
@@ -140,13 +143,20 @@ class Generator(Protocol):
         """
         ...
 
+    def stop(self) -> None:
+        """Wait for nothing any more: what is under way ends as it is. Called from another thread."""
+        ...
+
 
 class Unanswerable(Exception):
     """A request that the model's server refuses for good: too long, filtered, malformed."""
 
 
 class Verifier(Protocol):
-    """Decides by computing. `name` stands in reports; `version` changes whenever a verdict could."""
+    """Decides by computing. `name` stands in reports; `version` changes whenever a verdict could.
+
+    A verifier with an attribute `quick = True` takes well under a millisecond and is called in the thread that decides.
+    """
 
     name: str
     version: int
