@@ -4,22 +4,21 @@ import importlib
 import json
 import os
 import signal
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from importlib import resources
 from pathlib import Path
-from typing import cast
 
 from rich.console import Console
 from rich.table import Table
 
 from isthmus.config import CONFIG_MODULE, compose, keys_of, to_yaml
 from isthmus.data.synthetic.calibrate import Calibration, calibrate
-from isthmus.data.synthetic.config import JudgeConfig, SynthesizeConfig
+from isthmus.data.synthetic.config import GeneratorKind, JudgeConfig, SynthesizeConfig
+from isthmus.data.synthetic.generators.build import OpenSampler
 from isthmus.data.synthetic.pipeline import Outcome, folder_lock, synthesize
 from isthmus.data.synthetic.plan import plan_synthesis
 from isthmus.data.synthetic.progress import SynthesisProgress, describe
-from isthmus.data.synthetic.protocols import Sampler
 from isthmus.data.synthetic.registry import RECIPES, load
 from isthmus.errors import EXIT_OK, UserError
 from isthmus.launch.words import Words
@@ -62,14 +61,16 @@ def main(argv: Sequence[str]) -> int:
     as_json = words.flag("--json")
     console = Console(stderr=as_json)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    if labelled := words.value("--calibrate"):
-        with closing(plan_synthesis(config, secrets=os.environ, open_sampler=open_sampler)) as plan, folder_lock(plan.out):
-            found = calibrate(plan, Path(labelled).expanduser())
-        console.print(_calibration_table(found))
-        if as_json:
-            print(json.dumps({entry.name: _plain_calibration(entry) for entry in found}))
-        return EXIT_OK
-    outcome = synthesize(config, SynthesisProgress(console), secrets=os.environ, open_sampler=open_sampler)
+    with _samplers(config) as open_sampler:
+        if labelled := words.value("--calibrate"):
+            plan = plan_synthesis(config, secrets=os.environ, open_sampler=open_sampler)
+            with closing(plan), folder_lock(plan.out):
+                found = calibrate(plan, Path(labelled).expanduser())
+            console.print(_calibration_table(found))
+            if as_json:
+                print(json.dumps({entry.name: _plain_calibration(entry) for entry in found}))
+            return EXIT_OK
+        outcome = synthesize(config, SynthesisProgress(console), secrets=os.environ, open_sampler=open_sampler)
     _show(console, outcome, config)
     if as_json:
         print(json.dumps(_plain(outcome)))
@@ -82,13 +83,16 @@ def shipped_recipes() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
-def open_sampler(path: str) -> Sampler:
-    """Open a checkpoint for sampling; the engine is loaded only now.
-
-    Raises:
-        UserError: it cannot be opened.
-    """
-    return cast(Sampler, importlib.import_module("isthmus.train.sampling").open_sampler(path))
+@contextmanager
+def _samplers(config: SynthesizeConfig) -> Iterator[OpenSampler | None]:
+    """Within: checkpoints can be opened. The engine is loaded only where one is asked for."""
+    members = config.data.judges.members.values()
+    kinds = {config.data.generator.kind, *(judge.generator.kind for judge in members)}
+    if GeneratorKind.checkpoint not in kinds:
+        yield None
+        return
+    with importlib.import_module("isthmus.train.sampling").samplers() as open_sampler:
+        yield open_sampler
 
 
 def _with_recipe(words: Sequence[str]) -> list[str]:
