@@ -5,7 +5,7 @@ import json
 import os
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,14 @@ _SAMPLED_BLOCKS, _SAMPLE_BYTES = 64, 4_096
 
 @dataclass(frozen=True)
 class ShardSource:
-    """All shards of a source in one stream; `tokenizer` is what the manifest says of it (empty for a bare prefix)."""
+    """All shards of a source in one stream; what the manifest says of it is empty for a bare prefix."""
 
     stream: ShardStream
     fingerprint: str
     tokenizer: dict[str, Any]
     folder: Path | None
+    synthetic: bool = False
+    decontaminated: dict[str, list[str]] = field(default_factory=dict)
 
 
 def is_shard_path(path: str) -> bool:
@@ -99,7 +101,15 @@ def _open_dataset(path: str, only: str | None, reader: Reader, where: str) -> Sh
         raise UserError(f"{path} has no token", where=where, fix="prepare it anew")
     _same_type(parts, where)
     folder = None if "://" in path else Path(root)
-    return ShardSource(ShardStream(parts, reader), digest.hexdigest()[:24], manifest["tokenizer"], folder)
+    kinds: dict[str, str] = manifest.get("kinds", {})
+    return ShardSource(
+        ShardStream(parts, reader),
+        digest.hexdigest()[:24],
+        manifest["tokenizer"],
+        folder,
+        synthetic=any(kind == "synthetic" for name, kind in kinds.items() if only in (None, name)),
+        decontaminated=manifest.get("decontaminated", {}),
+    )
 
 
 def _part(root: str, content: dict[str, Any], where: str) -> tuple[Part, str]:

@@ -11,7 +11,7 @@ from isthmus.data.prepare.table import FunnelRow, funnel, whole
 from isthmus.files import write_atomically
 from isthmus.units import format_bytes, format_count
 
-_STYLE = """
+STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1100px; margin: 2em auto; padding: 0 1em; }
 h1 { font-size: 1.5em; } h2 { font-size: 1.2em; margin-top: 2em; border-bottom: 1px solid #ddd; }
 table { border-collapse: collapse; } td, th { padding: 2px 12px 2px 0; text-align: right; }
@@ -35,7 +35,7 @@ def write_report(path: Path, sources: Mapping[str, Statistics], config_hash: str
     samples = {rule for statistics in sources.values() for rule in statistics.samples}
     parts = [
         "<!doctype html><html lang='en'><head><meta charset='utf-8'><title>isthmus data prepare</title>",
-        f"<style>{_STYLE}</style><script>{need('plotly.offline').get_plotlyjs()}</script></head><body>",
+        f"<style>{STYLE}</style><script>{need('plotly.offline').get_plotlyjs()}</script></head><body>",
         f"<h1>What became of {format_count(total.records)} records</h1>",
         f"<p>{format_count(total.kept)} documents were kept: {format_bytes(total.kept_bytes)} of text, "
         f"{format_count(total.tokens)} tokens. {format_count(total.rejected)} could not be read. "

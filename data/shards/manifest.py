@@ -39,7 +39,11 @@ class ShardManifest:
 
 @dataclass(frozen=True)
 class DatasetManifest:
-    """Everything about a dataset; written last, so a dataset with a manifest is complete."""
+    """Everything about a dataset; written last, so a dataset with a manifest is complete.
+
+    `kinds` names the sources that are synthetic; `decontaminated` the SHA-256 of the benchmarks whose words no document
+    shares, by the length of the n-grams that were compared.
+    """
 
     tool: str
     config: str
@@ -49,6 +53,8 @@ class DatasetManifest:
     format: int = 1
     inputs: list[dict[str, Any]] = field(default_factory=list)
     libraries: dict[str, str] = field(default_factory=dict)
+    kinds: dict[str, str] = field(default_factory=dict)
+    decontaminated: dict[str, list[str]] = field(default_factory=dict)
 
 
 def record_file(path: Path, name: str | None = None) -> FileRecord:

@@ -7,6 +7,7 @@ nothing that was written; a machine that loses power may lose the last second.
 
 import json
 import os
+import threading
 import time
 from array import array
 from collections.abc import Iterator, Sequence
@@ -46,7 +47,7 @@ class Spent:
 
 
 class Journal:
-    """Appends to a file, and knows what unfinished items have been answered so far.
+    """Appends to a file, and knows what unfinished items have been answered so far; for any number of threads.
 
     Raises:
         UserError: the file is damaged elsewhere than at its end.
@@ -54,6 +55,7 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._lock = threading.Lock()
         self._open: dict[int, dict[str, Any]] = {}
         self._places = array("q")
         self._ids = array("Q")
@@ -95,19 +97,22 @@ class Journal:
     def answers(self, entries: Sequence[tuple[int, str, Answer, float]]) -> None:
         """Write the answers of one call as (item, key, answer, cost): all of them or, after a kill, none."""
         rows = [_row(*entry) for entry in entries]
-        self._append(rows[0] if len(rows) == 1 else {"b": rows})
-        for row in rows:
-            self._take(row)
+        with self._lock:
+            self._append(rows[0] if len(rows) == 1 else {"b": rows})
+            for row in rows:
+                self._take(row)
 
     def verdict(self, item: int, key: str, verdict: Verdict) -> None:
         row = {"v": key, "i": item, "ok": verdict.ok, "why": verdict.reason, "details": verdict.details}
-        self._append(row)
-        self._take(row)
+        with self._lock:
+            self._append(row)
+            self._take(row)
 
     def outcome(self, item: int, outcome: dict[str, Any]) -> None:
         """Write what became of an item, and forget its answers."""
-        place = self._append({"o": item, "is": outcome})
-        self._finish(item, place, outcome["item"])
+        with self._lock:
+            place = self._append({"o": item, "is": outcome})
+            self._finish(item, place, outcome["item"])
 
     def finished(self, below: int) -> Iterator[dict[str, Any]]:
         """Yield the outcomes of items with a lower number, in their order."""

@@ -106,6 +106,14 @@ def journey(number: int, item: Item, rules: Rules) -> Journey:
     }
 
 
+def judging(number: int, item: Item, text: str, rules: Rules) -> Journey:
+    """Let the panel judge a text that is there; return the outcome with each judge's vote."""
+    assert rules.panel is not None
+    record = Try(0, stage="judge")
+    votes = yield from _Traveller(number, item, rules).votes(record, rules.panel, text)
+    return {"item": item.id, "votes": {judge.name: ok for judge, ok in zip(rules.panel.judges, votes, strict=True)}}
+
+
 class _Traveller:
     def __init__(self, number: int, item: Item, rules: Rules) -> None:
         self._number, self._item, self._rules = number, item, rules
@@ -172,21 +180,26 @@ class _Traveller:
         )
         return verdict
 
-    def _judge(self, record: Try, panel: Panel, document: str) -> Generator[Ask | Check, Any, None]:
-        verdicts = []
+    def votes(self, record: Try, panel: Panel, document: str) -> Generator[Ask | Check, Any, list[bool]]:
+        """Ask every judge; one that cannot be understood or does not answer votes against."""
+        votes = []
         for judge in panel.judges:
             try:
                 (answer,) = yield from self._ask(record, judge.name, [judge.prompt(self._item, document)])
                 verdict = judge.read(answer)
             except _Rejected as rejected:
                 verdict = Verdict(False, rejected.reason)
-            verdicts.append(verdict)
+            votes.append(verdict.ok)
             record.verdicts.append(
                 {"by": judge.name, "ok": verdict.ok, "reason": verdict.reason, "scores": verdict.details}
             )
-        if not panel.agrees([verdict.ok for verdict in verdicts]):
-            reasons = sorted({verdict.reason for verdict in verdicts if not verdict.ok})
-            raise _Rejected("judge", " and ".join(reasons))
+        return votes
+
+    def _judge(self, record: Try, panel: Panel, document: str) -> Generator[Ask | Check, Any, None]:
+        votes = yield from self.votes(record, panel, document)
+        if not panel.agrees(votes):
+            reasons = {verdict["reason"] for verdict in record.verdicts if "scores" in verdict and not verdict["ok"]}
+            raise _Rejected("judge", " and ".join(sorted(reasons)))
 
     def _ask(self, record: Try, generator: str, prompts: Sequence[Prompt]) -> _Asking:
         """Return the answers; a cut or refused one rejects the candidate."""

@@ -1,5 +1,8 @@
 """Drives journeys: asks generators, runs verifiers, writes the journal; one thread decides, others wait for answers.
 
+What an answer cost is on disk before the thread that got it sends another request, so that a kill can only repeat what
+was under way.
+
 Requests to a server leave as soon as they are known. Those to a generator that works in batches wait until nothing else
 is under way; then one batch goes, of the items with the lowest numbers. So what stands in a batch follows from the
 answers before it and not from time, and a run that was killed forms the same batches again.
@@ -159,7 +162,7 @@ class Scheduler:
             elif generator.parallel:
                 self._send([waiting])
             else:
-                self._settle([waiting], self._complete(generator, [waiting]))
+                self._deliver([waiting], self._complete(generator, [waiting]))
         return None if len(opened.answers) < len({request.key for request in ask.requests}) else self._collect(opened)
 
     def _collect(self, opened: _Open) -> list[Answer]:
@@ -192,7 +195,7 @@ class Scheduler:
         generator = self._generators[name]
 
         def done(future: Future[list[Answer]]) -> None:
-            self._settle(batch, future.result())
+            self._deliver(batch, future.result())
             for opened in {id(entry.owner): entry.owner for entry in batch}.values():
                 assert opened.ask is not None
                 if all(request.key in opened.answers for request in opened.ask.requests):
@@ -201,19 +204,23 @@ class Scheduler:
         self._start(self._senders[name].submit(self._complete, generator, batch), done)
 
     def _complete(self, generator: Generator, batch: Sequence[_Waiting]) -> list[Answer]:
+        """Get answers and write them down, before this thread sends anything else."""
+        answers: list[Answer]
         try:
-            return list(generator.complete([entry.request for entry in batch]))
+            answers = list(generator.complete([entry.request for entry in batch]))
         except Unanswerable as refusal:
-            return [Refused(str(refusal))] * len(batch)
-
-    def _settle(self, batch: Sequence[_Waiting], answers: Sequence[Answer]) -> None:
+            answers = [Refused(str(refusal))] * len(batch)
         rows = []
         for entry, answer in zip(batch, answers, strict=True):
             completion = answer if isinstance(answer, Completion) else None
             cost = self._budget.settle(entry.generator, entry.request, completion)
             rows.append((entry.owner.number, entry.request.key, answer, cost))
-            entry.owner.answers[entry.request.key] = answer
         self._journal.answers(rows)
+        return answers
+
+    def _deliver(self, batch: Sequence[_Waiting], answers: Sequence[Answer]) -> None:
+        for entry, answer in zip(batch, answers, strict=True):
+            entry.owner.answers[entry.request.key] = answer
 
     def _start(self, future: Future[Any], done: Callable[[Future[Any]], None]) -> None:
         self._running += 1

@@ -17,6 +17,12 @@ _LINE = re.compile(r"^\W*(?:the )?(?:final )?answer(?:\W*[:=]\W*?| is:? )\s*(.+?
 _LONGEST = 300  # characters of an answer
 _SECONDS = 5.0
 _PLAIN_NUMBER = re.compile(r"[-+\u2212]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
+_WRAPPED = [
+    re.compile(pattern)
+    for pattern in (r"\$([^$]*)\$", r"\\\((.*)\\\)", r"\\\[(.*)\\\]", r"\\(?:text|mathrm|mathbf)\{([^{}]*)\}")
+]
+_UNIT = re.compile(r"(.*[\d}])(?:\s|\\[ ,;])*(?:\\(?:text|mathrm)\{)?\s*([A-Za-z][A-Za-z/]+)\}?")
+_WORDS = re.compile(r"[a-z/]+")
 _HEDGE = re.compile(r"\b(?:or|about|approximately|roughly|around|maybe|either)\b|\u2248|\\approx|\u00b1|\\pm", re.I)
 
 
@@ -44,17 +50,28 @@ class Mathematics:
         expected = str(item.frozen["answer"])
         if answer is None:
             return Verdict(False, "no single final answer")
-        return self.compare(expected, answer)
+        return self.compare(expected, answer, str(item.task.get("question", "")))
 
-    def compare(self, expected: str, answer: str) -> Verdict:
-        """Return whether two answers are equal: of different form perhaps, but not merely close."""
+    def compare(self, expected: str, answer: str, question: str = "") -> Verdict:
+        """Return whether two answers are equal: of different form perhaps, but not merely close.
+
+        A unit is no part of the answer where the question names it.
+        """
         details: dict[str, Any] = {"answer": answer[:_LONGEST]}
         if len(answer) > _LONGEST:
             return Verdict(False, "answer too long", details)
         if _stripped(answer) == _stripped(expected):
             return Verdict(True, "", details)
+        if expected.startswith(r"\{"):  # the solutions are x = 1 or x = 2
+            answer = re.sub(r"\bor\b", ",", answer)
         if _HEDGE.search(answer) and not _HEDGE.search(expected):
             return Verdict(False, "hedged answer", details)
+        if unit := _UNIT.fullmatch(_stripped(answer)):
+            if unit[2].lower() not in _WORDS.findall(question.lower()):
+                return Verdict(False, "another unit", details)
+            answer = unit[1]
+        if ("%" in answer) != ("%" in expected):
+            return Verdict(False, "wrong answer", details)
         numbers = [_PLAIN_NUMBER.fullmatch(_stripped(value)) for value in (expected, answer)]
         if all(numbers):
             same = _value(expected) == _value(answer)
@@ -82,13 +99,15 @@ def _boxed(text: str) -> list[str]:
 
 
 def _stripped(answer: str) -> str:
-    answer = answer.strip()
-    while len(answer) > 1 and (answer[0], answer[-1]) in {("$", "$"), ("*", "*"), ("`", "`")}:
-        answer = answer[1:-1].strip()
-    for opening, closing in ((r"\(", r"\)"), (r"\[", r"\]")):
-        if answer.startswith(opening) and answer.endswith(closing):
-            answer = answer[2:-2].strip()
-    return answer.rstrip(" .;*") if not answer.endswith("...") else answer
+    answer = answer.strip().strip("*_` ")
+    before = ""
+    while before != answer:
+        before = answer
+        answer = answer.rstrip(" .;") if not answer.endswith("...") else answer
+        for wrapped in _WRAPPED:
+            if found := wrapped.fullmatch(answer):
+                answer = found[1].strip()
+    return answer
 
 
 def _value(number: str) -> Fraction:
