@@ -28,6 +28,8 @@ _VERIFIERS = "isthmus.data.synthetic.verifiers"
 _SEEDS = "isthmus.data.synthetic.seeds"
 
 RECIPES: dict[str, RecipeEntry] = {
+    "code": RecipeEntry(f"{_RECIPES}.code:CodeRecipe", f"{_RECIPES}.code:CodeOptions"),
+    "translation": RecipeEntry(f"{_RECIPES}.translation:TranslationRecipe", f"{_RECIPES}.translation:TranslationOptions"),
     "mathematics": RecipeEntry(f"{_RECIPES}.mathematics:MathematicsRecipe", f"{_RECIPES}.mathematics:MathematicsOptions"),
     "rephrase": RecipeEntry(f"{_RECIPES}.rephrase:RephraseRecipe", f"{_RECIPES}.rephrase:RephraseOptions", "pages"),
     "article": RecipeEntry(f"{_RECIPES}.article:ArticleRecipe", f"{_RECIPES}.article:ArticleOptions", "talks"),
