@@ -43,7 +43,7 @@ LANGUAGES = {
         Language("perl", ".pl", ("perl",), ("-c",), ("/usr/share/perl", "/usr/share/perl5")),
         # V8 reserves room for its code and heaps, and grows into it.
         Language("javascript", ".js", ("node", "nodejs"), ("--check",), ("/usr/share/nodejs",), 16 << 30),
-        Language("php", ".php", ("php",), ("-l",), ("/usr/share/php",), 1 << 30),
+        Language("php", ".php", ("php",), ("-l",), ("/usr/share/php", "/usr/share/zoneinfo"), 1 << 30),
         Language("lua", ".lua", ("lua5.4", "lua5.3", "lua", "luajit"), ("-e", _LUA_CHECK), ("/usr/share/lua",)),
     )
 }

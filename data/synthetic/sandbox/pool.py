@@ -88,6 +88,11 @@ class Sandbox:
                     return outcome
         raise AssertionError("unreachable")
 
+    def processes(self) -> list[int]:
+        """Return the numbers of the slots' first processes."""
+        with self._lock:
+            return [slot.process for slot in self._slots]
+
     def close(self) -> None:
         """End all programs that run."""
         with self._lock:
