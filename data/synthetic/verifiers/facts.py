@@ -18,6 +18,7 @@ _WORD = re.compile(r"[A-Za-z]+")
 _LEAST_WORD = 3
 _NAME = re.compile(r"(?:[A-Z][\w'\u2019]*[a-z\d][\w'\u2019]*|[A-Z]{2,}\w*)")
 _SENTENCE_START = re.compile(r"(?:^|[.!?:;\u2026]['\"\u201d\u2019)\]]*\s+|\n\s*[-*#>\d.]*\s*|[\"\u201c(\u2018]\s*)$")
+_HEADING = re.compile(r"^#+ .*$", re.MULTILINE)  # most of its words may have a capital
 _POSSESSIVE = re.compile(r"['\u2019]s$|['\u2019]$")
 _NOT_NAMES = {
     "i", "im", "ive", "id", "ill", "mr", "mrs", "ms", "dr", "a", "an", "the", "and", "but", "or", "if", "it", "so",
@@ -77,8 +78,9 @@ def _spelled(text: str) -> list[int]:
 
 
 def names_of(text: str) -> set[str]:
-    """Return words that are written as names, in lower case: capitals in mid-sentence, and such words elsewhere."""
+    """Return words that are written as names, in lower case: capitals in mid-sentence, but for headings."""
     inside: set[str] = set()
+    text = _HEADING.sub("", text)
     for match in _NAME.finditer(text):
         word = _plain(match[0])
         if word in _NOT_NAMES or len(word) < 2:
