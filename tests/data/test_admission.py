@@ -30,9 +30,11 @@ def mixture(made: float, anneal: float) -> Mixture:
 def test_the_floor_holds_in_every_phase() -> None:
     synthetic = {"made": True, "real": False}
     check_real_share(account(mixture(0.3, 0.5), synthetic, 0.5), synthetic, 0.5)
-    with pytest.raises(UserError, match=r"data.real_floor: anneal has 40.0% real data, the floor is 50% \(synthetic: made\)"):
+    with pytest.raises(
+        UserError, match=r"data.real_floor: anneal has 40.0% real data, the floor is 50% \(synthetic: made\)"
+    ):
         check_real_share(account(mixture(0.3, 0.6), synthetic, 0.5), synthetic, 0.5)
-    with pytest.raises(UserError, match="main has 30.0% real data"):
+    with pytest.raises(UserError, match=r"main has 30\.0% real data"):
         check_real_share(account(mixture(0.7, 0.1), synthetic, 0.5), synthetic, 0.5)
     check_real_share(account(mixture(0.7, 0.9), synthetic, 0.0), synthetic, 0.0)
 

@@ -48,7 +48,12 @@ def test_a_shipped_recipe_runs_from_the_command_line(tmp_path: Path) -> None:
 def test_help_names_recipes_keys_and_options() -> None:
     shown = isthmus_cli("data", "synthesize", "--help")
     assert shown.code == 0
-    for word in (*shipped_recipes(), "data.generator.requests_per_minute", "data.options.buckets", "members.NAME.rubric"):
+    for word in (
+        *shipped_recipes(),
+        "data.generator.requests_per_minute",
+        "data.options.buckets",
+        "members.NAME.rubric",
+    ):
         assert word in shown.out
 
 
@@ -68,7 +73,11 @@ REFUSED: dict[str, tuple[dict, list[str], str]] = {
     "price": ({**FILE, "budget": {"cost": 1}}, ["data=r.yaml", "out=x"], "nothing has a price"),
     "seeds": ({**FILE, "seeds": {"path": "x"}}, ["data=r.yaml", "out=x"], "data.seeds.path: would do nothing"),
     "embedded": ({"recipe": "rephrase", "seeds": {"path": "x"}}, ["data=r.yaml", "out=x"], "pages is embedded"),
-    "seed kind": ({"recipe": "rephrase", "seeds": {"kind": "x"}}, ["data=r.yaml", "out=x"], "data.seeds.kind: there is no 'x'"),
+    "seed kind": (
+        {"recipe": "rephrase", "seeds": {"kind": "x"}},
+        ["data=r.yaml", "out=x"],
+        "data.seeds.kind: there is no 'x'",
+    ),
     "verifier": ({**FILE, "verifiers": ["x"]}, ["data=r.yaml", "out=x"], "data.verifiers: there is no 'x'"),
     "calibrate": (FILE, ["data=r.yaml", "out=x", "--calibrate", "l.jsonl"], "name the judges to calibrate"),
     "benchmarks": ({**FILE, "decontaminate": {"files": ["b.txt"]}}, ["data=r.yaml", "out=x"], "cannot be read"),

@@ -52,7 +52,9 @@ def scripted_model(path: Path) -> Callable[[Messages], str]:
 
     What it is asked that is no task's prompt (a summary of its own summaries) it answers with the first words.
     """
-    plan = plan_synthesis(load_recipe(path, path.parent / "unused", "data.generator.kind=template", *_NOT_HTTP), secrets={})
+    plan = plan_synthesis(
+        load_recipe(path, path.parent / "unused", "data.generator.kind=template", *_NOT_HTTP), secrets={}
+    )
     known: dict[Messages, str] = {}
     recipe = plan.rules.recipe
     for number, item in enumerate(recipe.items()):
@@ -66,7 +68,11 @@ def scripted_model(path: Path) -> Callable[[Messages], str]:
         if messages[0][1].startswith("You judge"):
             number = _number(messages)
             style = int(number % 5 > 0)
-            return "I would rather not." if number % 11 == 0 else f'Well. {{"correctness": 1, "style": {style}, "reason": ""}}'
+            return (
+                "I would rather not."
+                if number % 11 == 0
+                else f'Well. {{"correctness": 1, "style": {style}, "reason": ""}}'
+            )
         truth = known.get(messages[:2])
         if truth is None:
             return " ".join(messages[-1][1].split()[:12])

@@ -102,7 +102,10 @@ class ScriptedServer:
         text = self._answer(tuple((entry["role"], entry["content"]) for entry in messages))
         choice: dict[str, Any] = {"index": 0, "finish_reason": "stop"}
         choice |= {"text": text} if "prompt" in body else {"message": {"role": "assistant", "content": text}}
-        usage = {"prompt_tokens": sum(len(entry["content"]) for entry in messages) // 4, "completion_tokens": len(text) // 4 + 1}
+        usage = {
+            "prompt_tokens": sum(len(entry["content"]) for entry in messages) // 4,
+            "completion_tokens": len(text) // 4 + 1,
+        }
         content = json.dumps({"choices": [choice], "usage": usage}).encode()
         status, headers = 200, {}
         if fault == "slow":

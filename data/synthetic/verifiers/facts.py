@@ -4,13 +4,10 @@ import re
 from fractions import Fraction
 
 _DIGITS = re.compile(r"(?<![\w.,])[-\u2212]?\d+(?:,\d{3})*(?:\.\d+)?|(?<=\w)\d+|(?<=[.,])\d+")
-_ONES = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen"
-).split()
-_TENS = dict(
-    zip("twenty thirty forty fifty sixty seventy eighty ninety".split(), range(20, 100, 10), strict=True)
-)
+_TEENS = "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
+_ONES = f"zero one two three four five six seven eight nine {_TEENS}".split(" ")
+_DECADES = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+_TENS = dict(zip(_DECADES, range(20, 100, 10), strict=True))
 _SCALES = {"hundred": 100, "thousand": 1_000, "million": 10**6, "billion": 10**9}
 _SMALL = {**{word: number for number, word in enumerate(_ONES)}, **_TENS}
 _WORD = re.compile(r"[A-Za-z]+")
@@ -58,7 +55,12 @@ def _spelled(text: str) -> list[int]:
             close()
         if word in _SMALL:
             value = _SMALL[word]
-            fits = not open_ or part == 0 or (part % 100 == 0 and part > 0) or (part % 10 == 0 and part % 100 and value < 10)
+            fits = (
+                not open_
+                or part == 0
+                or (part % 100 == 0 and part > 0)
+                or (part % 10 == 0 and part % 100 and value < 10)
+            )
             if not fits:
                 close()
             part += value

@@ -5,8 +5,8 @@ from random import Random
 
 import pytest
 
-from isthmus.data.synthetic.context import SeedDocument
 from isthmus.data.synthetic.config import SeedsConfig
+from isthmus.data.synthetic.context import SeedDocument
 from isthmus.data.synthetic.passages import chunks, passages, sentences
 from isthmus.data.synthetic.protocols import Candidate, Item, Verdict
 from isthmus.data.synthetic.recipes.long_tasks import Needles, Questions, Summaries
@@ -16,14 +16,14 @@ from isthmus.data.synthetic.verifiers.facts import names_of, numbers_of
 from isthmus.data.synthetic.verifiers.faithful import Covers, Length, Names, NoCopy, Numbers, Written
 
 SOURCE = (
-    "The Corinth Canal was opened in 1893 after twelve years of work. It is 6.4 kilometres long and only about 21 metres "
-    "wide, so most modern ships cannot pass it. The emperor Nero had dug there with 6,000 prisoners, and Istvan Turr led "
-    "the company that began again in 1881. Today some eleven thousand ships use it each year, most of them with tourists."
+    "The Corinth Canal was opened in 1893 after twelve years of work. It is 6.4 kilometres long and only about 21 "
+    "metres wide, so most modern ships cannot pass it. The emperor Nero had dug there with 6,000 prisoners, and "
+    "Istvan Turr led the company that began again in 1881. Today some eleven thousand ships use it each year, most with tourists."
 )
 GOOD = (
-    "Work on the Corinth Canal took twelve years, from 1881 under Istvan Turr to the opening in 1893. With a length of 6.4 "
-    "kilometres but a width of roughly 21 metres it is too narrow for large ships of our time. Long before, Nero had set "
-    "6000 prisoners to dig. Every year about 11,000 vessels come through, carrying mainly tourists."
+    "Work on the Corinth Canal took twelve years, from 1881 under Istvan Turr to the opening in 1893. With a length of "
+    "6.4 kilometres but a width of roughly 21 metres it is too narrow for large ships of our time. Long "
+    "before, Nero had set 6000 prisoners to dig. Every year about 11,000 vessels come through, carrying mainly tourists."
 )
 
 
@@ -112,7 +112,9 @@ def test_facts_changed_at_random_are_told_apart_at_99_5_percent() -> None:
 
 def test_copies_are_found_by_share_and_by_run() -> None:
     assert check(NoCopy(), SOURCE).reason == "near copy"
-    half = " ".join(SOURCE.split()[:31]) + " " + " ".join(f"word{number}x" for number in "abcdefghijklmnopqrstuvwxyz" * 3)
+    half = (
+        " ".join(SOURCE.split()[:31]) + " " + " ".join(f"word{number}x" for number in "abcdefghijklmnopqrstuvwxyz" * 3)
+    )
     assert check(NoCopy(longest=30), half).reason == "copies a passage"
     assert check(NoCopy(longest=31), half).ok
     assert check(NoCopy(), GOOD).ok
@@ -148,7 +150,10 @@ def test_passages_and_chunks_lose_nothing() -> None:
 
 
 def windows() -> Windows:
-    documents = [SeedDocument(f"d{n}", f"Title {n}", "\n\n".join(f"Part {n} {p}. " + "word " * 20 for p in range(40))) for n in range(3)]
+    documents = [
+        SeedDocument(f"d{n}", f"Title {n}", "\n\n".join(f"Part {n} {p}. " + "word " * 20 for p in range(40)))
+        for n in range(3)
+    ]
     return Windows(lambda: iter(documents), lambda text: len(text.split()), seed=1, passes=1)
 
 

@@ -4,8 +4,8 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from email.utils import format_datetime
 from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 
 import pytest
 from support.scripted_server import ScriptedServer, no_fault
@@ -18,7 +18,14 @@ from isthmus.data.synthetic.protocols import Item, Prompt, Request, Unanswerable
 from isthmus.errors import UserError
 
 REQUEST = Request(
-    "00ff" + "0" * 12, Item("1", "t", {}), Prompt((("system", "be brief"), ("user", "2+2?"))), 77, 50, 0.5, 0.9, ("\n\n",)
+    "00ff" + "0" * 12,
+    Item("1", "t", {}),
+    Prompt((("system", "be brief"), ("user", "2+2?"))),
+    77,
+    50,
+    0.5,
+    0.9,
+    ("\n\n",),
 )
 
 
@@ -85,7 +92,10 @@ def test_a_refused_request_is_not_asked_again(status: str) -> None:
 
 @pytest.mark.parametrize(("status", "fix"), [("401", "key_variable"), ("404", "check url and model"), ("402", "pay")])
 def test_what_the_user_must_see_to_ends_it_at_once(status: str, fix: str) -> None:
-    with ScriptedServer(lambda messages: "4", lambda key, attempt: status) as server, pytest.raises(UserError, match=fix):
+    with (
+        ScriptedServer(lambda messages: "4", lambda key, attempt: status) as server,
+        pytest.raises(UserError, match=fix),
+    ):
         generator(server).complete([REQUEST])
     assert server.attempts == {REQUEST.key: 1}
 
@@ -126,7 +136,12 @@ class Clock:
 
 @pytest.mark.parametrize(
     ("requests", "tokens", "asked", "seconds"),
-    [(60, None, [10] * 61, 60.0), (None, 600, [100] * 7, 60.0), (60, 600, [5] * 11, 10.0), (None, None, [10**6] * 5, 0.0)],
+    [
+        (60, None, [10] * 61, 60.0),
+        (None, 600, [100] * 7, 60.0),
+        (60, 600, [5] * 11, 10.0),
+        (None, None, [10**6] * 5, 0.0),
+    ],
 )
 def test_rates_are_never_passed(requests: float | None, tokens: float | None, asked: list[int], seconds: float) -> None:
     clock = Clock()
@@ -174,7 +189,10 @@ REFUSED: dict[str, tuple[dict[str, object], str]] = {
     "no model": ({"kind": GeneratorKind.http, "url": "http://a"}, "x.model: is not given"),
     "odd url": ({"kind": GeneratorKind.http, "url": "a:1", "model": "m"}, "x.url: is 'a:1'"),
     "of another kind": ({"model": "m"}, "x.model: is of kind: http"),
-    "path": ({"kind": GeneratorKind.http, "url": "http://a", "model": "m", "path": "p"}, "x.path: is of kind: checkpoint"),
+    "path": (
+        {"kind": GeneratorKind.http, "url": "http://a", "model": "m", "path": "p"},
+        "x.path: is of kind: checkpoint",
+    ),
     "no path": ({"kind": GeneratorKind.checkpoint}, "x.path: is not given"),
     "same": ({"kind": GeneratorKind.same}, "which is for judges"),
     "parallel": ({"kind": GeneratorKind.http, "url": "http://a", "model": "m", "parallel": 0}, "x.parallel: is 0"),
@@ -191,7 +209,11 @@ def test_settings_that_would_be_ignored_are_refused(case: str) -> None:
 def test_a_key_comes_from_the_named_variable() -> None:
     config = GeneratorConfig(kind=GeneratorKind.http, url="http://a/v1", model="m", key_variable="SECRET")
     build: Callable[[dict[str, str]], object] = lambda secrets: build_generator(  # noqa: E731
-        config, None, where="x", secrets=secrets, open_sampler=None  # type: ignore[arg-type]
+        config,
+        None,
+        where="x",
+        secrets=secrets,
+        open_sampler=None,  # type: ignore[arg-type]
     )
     with pytest.raises(UserError, match="the environment has no SECRET"):
         build({})

@@ -49,7 +49,9 @@ def test_a_torn_end_is_cut_off_and_written_anew(cut: int) -> None:
         whole = path.read_bytes()
         cut = min(cut, len(whole))
         path.write_bytes(whole[: len(whole) - cut])
-        kept = whole[: len(whole) - cut].rpartition(b"\n")[0].count(b"\n") + (1 if b"\n" in whole[: len(whole) - cut] else 0)
+        kept = whole[: len(whole) - cut].rpartition(b"\n")[0].count(b"\n") + (
+            1 if b"\n" in whole[: len(whole) - cut] else 0
+        )
         journal = Journal(path)
         batch: list[Answer | None] = [journal.known(1, "k1"), journal.known(2, "k2")]
         if kept < 4:  # item 2 is not finished yet

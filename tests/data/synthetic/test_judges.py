@@ -99,8 +99,14 @@ def test_a_bad_label_file_is_refused_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "labels.jsonl").write_text('{"text": "a", "keep": true}\n{"text": "b"}\n')
     judges = "judges: {members: {one: {}}}\n"
     config = load_recipe(write_recipe(tmp_path, "mathematics", judges), tmp_path / "out")
-    with closing(plan_synthesis(config, secrets={})) as plan, folder_lock(plan.out), pytest.raises(UserError, match=":2"):
+    with (
+        closing(plan_synthesis(config, secrets={})) as plan,
+        folder_lock(plan.out),
+        pytest.raises(UserError, match=":2"),
+    ):
         calibrate(plan, tmp_path / "labels.jsonl")
-    with closing(plan_synthesis(load_recipe(write_recipe(tmp_path, "mathematics"), tmp_path / "o"), secrets={})) as plan:
-        with pytest.raises(UserError, match="name the judges"):
-            calibrate(plan, tmp_path / "labels.jsonl")
+    with (
+        closing(plan_synthesis(load_recipe(write_recipe(tmp_path, "mathematics"), tmp_path / "o"), secrets={})) as plan,
+        pytest.raises(UserError, match="name the judges"),
+    ):
+        calibrate(plan, tmp_path / "labels.jsonl")

@@ -1,5 +1,6 @@
 """A synthesis that is killed anywhere and started again gives what it would have given, and asks nothing twice."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -75,7 +76,9 @@ def test_a_budget_ends_it_in_good_order_and_a_larger_one_goes_on(tmp_path: Path)
         first = run(path, tmp_path / "out")
         assert not first.finished
         assert first.spent.requests == 10 == sum(server.answered.values())
-        costly = run(path, tmp_path / "out", "data.budget.requests=null", f"data.budget.cost={first.spent.cost + 0.004}")
+        costly = run(
+            path, tmp_path / "out", "data.budget.requests=null", f"data.budget.cost={first.spent.cost + 0.004}"
+        )
         assert not costly.finished
         assert first.spent.cost < costly.spent.cost <= first.spent.cost + 0.004
         last = run(path, tmp_path / "out", "data.budget.requests=null")
@@ -105,14 +108,15 @@ class CountedSampler:
 
 
 def test_a_checkpoint_forms_the_same_batches_after_a_kill(tmp_path: Path) -> None:
-    more = "generator: {kind: checkpoint, path: here, batch: 5}\ncandidates: 3\noptions: {kinds: [ordering, remainder]}\n"
+    more = (
+        "generator: {kind: checkpoint, path: here, batch: 5}\ncandidates: 3\noptions: {kinds: [ordering, remainder]}\n"
+    )
     path = write_recipe(tmp_path, "mathematics", more)
 
     def attempt(out: str, batches: int) -> CountedSampler:
         sampler = CountedSampler(batches)
-        with pytest.raises((UserError, KeyboardInterrupt)):
-            outcome = run(path, tmp_path / out, open_sampler=lambda name: sampler)
-            raise UserError(f"finished with {outcome.documents}")
+        with contextlib.suppress(UserError, KeyboardInterrupt):
+            run(path, tmp_path / out, open_sampler=lambda name: sampler)
         return sampler
 
     whole = attempt("whole", 10**6)

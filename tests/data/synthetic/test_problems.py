@@ -68,7 +68,10 @@ def derivative(problem: Problem) -> bool:
     function = problem.question.partition("= ")[2].removesuffix(".")
     step = Fraction(1, 10**9)
     slopes = [(at(function, x + step) - at(function, x - step)) / (2 * step) for x in (Fraction(2), Fraction(-3, 2))]
-    return all(abs(slope - at(problem.answer, x)) < Fraction(1, 10**9) for slope, x in zip(slopes, (Fraction(2), Fraction(-3, 2)), strict=True))
+    return all(
+        abs(slope - at(problem.answer, x)) < Fraction(1, 10**9)
+        for slope, x in zip(slopes, (Fraction(2), Fraction(-3, 2)), strict=True)
+    )
 
 
 def drawing(problem: Problem) -> bool:

@@ -9,7 +9,16 @@ from isthmus.data.synthetic.budget import Budget
 from isthmus.data.synthetic.config import BudgetConfig, GeneratorConfig, SamplingConfig
 from isthmus.data.synthetic.journal import Journal, Spent
 from isthmus.data.synthetic.journey import MAIN, Journey, Rules, journey
-from isthmus.data.synthetic.protocols import Candidate, Completion, Item, Prompt, Request, Unanswerable, Verdict, ask_once
+from isthmus.data.synthetic.protocols import (
+    Candidate,
+    Completion,
+    Item,
+    Prompt,
+    Request,
+    Unanswerable,
+    Verdict,
+    ask_once,
+)
 from isthmus.data.synthetic.scheduler import Scheduler
 from isthmus.errors import UserError
 
@@ -73,7 +82,12 @@ class Fake:
 def rules(**more: int) -> Rules:
     values = {"seed": 0, "candidates": 1, "keep": 1, "repairs": 1, **more}
     return Rules(
-        recipe=Fake(), verifiers=Fake.verifiers, panel=None, sampling=SamplingConfig(), fingerprints={MAIN: "echo"}, **values
+        recipe=Fake(),
+        verifiers=Fake.verifiers,
+        panel=None,
+        sampling=SamplingConfig(),
+        fingerprints={MAIN: "echo"},
+        **values,
     )
 
 
@@ -111,7 +125,10 @@ def test_however_they_are_asked_the_outcomes_are_the_same(parallel: int, batch: 
         assert entry["first"] == ("even: odd" if number % 2 else "")
         assert entry["text"] == f"<{number} {'repair' if number % 2 else 'answer'}>"
         assert [verdict["ok"] for verdict in entry["verdicts"]] == [False, True][1 - number % 2 :]
-        assert (entry["prompt_tokens"], entry["completion_tokens"]) == (2 * len(entry["requests"]), 3 * len(entry["requests"]))
+        assert (entry["prompt_tokens"], entry["completion_tokens"]) == (
+            2 * len(entry["requests"]),
+            3 * len(entry["requests"]),
+        )
     keys = [request["key"] for outcome in outcomes for entry in outcome["tries"] for request in entry["requests"]]
     assert len(set(keys)) == len(keys) == 13
 
@@ -124,7 +141,9 @@ def test_batches_are_of_the_lowest_items_and_full_while_there_are_enough(tmp_pat
 
 
 def test_tries_end_when_enough_were_kept(tmp_path: Path) -> None:
-    _, outcomes = drive(tmp_path / "a" if (tmp_path / "a").mkdir() is None else tmp_path, Echo(), 4, candidates=5, keep=2)
+    _, outcomes = drive(
+        tmp_path / "a" if (tmp_path / "a").mkdir() is None else tmp_path, Echo(), 4, candidates=5, keep=2
+    )
     assert [len(outcome["tries"]) for outcome in outcomes] == [2, 2, 2, 2]
     _, outcomes = drive(tmp_path, Echo(), 4, candidates=3, keep=1, repairs=0)
     assert [len(outcome["tries"]) for outcome in outcomes] == [1, 3, 1, 3]

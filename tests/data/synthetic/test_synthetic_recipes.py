@@ -7,8 +7,8 @@ import pytest
 from support.recipes import HTTP, RECIPES, load_recipe, result, rows, run, scripted_model, write_recipe
 from support.scripted_server import ScriptedServer, many_faults
 
-from isthmus.data.corpus import build_corpus
 from isthmus.data.config import DataConfig, SourceConfig
+from isthmus.data.corpus import build_corpus
 from isthmus.data.shards.dataset import Dataset
 from isthmus.data.synthetic.plan import plan_synthesis
 from isthmus.errors import UserError
@@ -77,9 +77,7 @@ def test_tasks_are_the_same_in_every_run_and_prompts_do_not_show_what_is_frozen(
     for recipe in RECIPES:
         plans = [plan_synthesis(load_recipe(write_recipe(tmp_path, recipe), tmp_path), secrets={}) for _ in range(2)]
         assert plans[0].hash == plans[1].hash
-        first, second = (
-            [item for _, item in zip(range(6), plan.rules.recipe.items(), strict=False)] for plan in plans
-        )
+        first, second = ([item for _, item in zip(range(6), plan.rules.recipe.items(), strict=False)] for plan in plans)
         assert first == second
         assert len({item.id for item in first}) == len(first)
         if recipe == "mathematics":
