@@ -96,10 +96,8 @@ class Questions:
 
     def write(self, task: Mapping[str, Any]) -> Writing:
         asked = (
-            "Write one question that only this text answers and that can be understood without seeing the text, and its
-"
-            f"answer: a name, number or phrase of at most {_LONGEST_ANSWER} words copied from the text. Answer with one
-"
+            "Write one question that only this text answers and that makes sense without seeing the text, and its "
+            f"answer: a name, number or phrase of at most {_LONGEST_ANSWER} words copied from the text. Answer with a "
             'line of JSON: {"question": "...", "answer": "..."}'
         )
         answers = yield [
@@ -158,11 +156,13 @@ class Summaries:
         return {"text": "\n\n".join(window.parts), "parts": parts}, {"parts": parts}
 
     def write(self, task: Mapping[str, Any]) -> Writing:
-        asked = "Summarise the text in a paragraph of at most a fifth of its length. Add nothing. Answer with the "
-            "summary alone."
+        asked = (
+            "Summarise the text in a paragraph of at most a fifth of its length. Add nothing. Answer with the summary "
+            "alone."
+        )
         levels: list[list[str]] = []
         texts: list[str] = list(task["parts"])
-        while len(texts) > 1 or not levels:
+        while not levels or len(levels[-1]) > 1:
             answers = yield [
                 Prompt((("system", asked), ("user", text)), "summary", {"part": text}, _SUMMARY_TOKENS)
                 for text in texts
@@ -170,8 +170,6 @@ class Summaries:
             levels.append([answer.strip() for answer in answers])
             groups = range(0, len(answers), self._fan)
             texts = ["\n\n".join(levels[-1][first : first + self._fan]) for first in groups]
-            if len(levels[-1]) == 1:
-                break
         return json.dumps(levels, ensure_ascii=False)
 
     def check(self, item: Item, candidate: Candidate) -> Verdict:

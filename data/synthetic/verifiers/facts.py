@@ -15,7 +15,7 @@ _WORD = re.compile(r"[A-Za-z]+")
 _LEAST_WORD = 3
 _NAME = re.compile(r"(?:[A-Z][\w'\u2019]*[a-z\d][\w'\u2019]*|[A-Z]{2,}\w*)")
 _SENTENCE_START = re.compile(r"(?:^|[.!?:;\u2026]['\"\u201d\u2019)\]]*\s+|\n\s*[-*#>\d.]*\s*|[\"\u201c(\u2018]\s*)$")
-_HEADING = re.compile(r"^#+ .*$", re.MULTILINE)  # most of its words may have a capital
+_HEADING = re.compile(r"^#+ .{1,100}$", re.MULTILINE)  # most of its words may have a capital
 _POSSESSIVE = re.compile(r"['\u2019]s$|['\u2019]$")
 _NOT_NAMES = {
     "i", "im", "ive", "id", "ill", "mr", "mrs", "ms", "dr", "a", "an", "the", "and", "but", "or", "if", "it", "so",

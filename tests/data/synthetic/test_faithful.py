@@ -18,12 +18,14 @@ from isthmus.data.synthetic.verifiers.faithful import Covers, Length, Names, NoC
 SOURCE = (
     "The Corinth Canal was opened in 1893 after twelve years of work. It is 6.4 kilometres long and only about 21 "
     "metres wide, so most modern ships cannot pass it. The emperor Nero had dug there with 6,000 prisoners, and "
-    "Istvan Turr led the company that began again in 1881. Today some eleven thousand ships use it each year, most with tourists."
+    "Istvan Turr led the company that began again in 1881. Today some eleven thousand ships use it each year, "
+    "most with tourists."
 )
 GOOD = (
     "Work on the Corinth Canal took twelve years, from 1881 under Istvan Turr to the opening in 1893. With a length of "
     "6.4 kilometres but a width of roughly 21 metres it is too narrow for large ships of our time. Long "
-    "before, Nero had set 6000 prisoners to dig. Every year about 11,000 vessels come through, carrying mainly tourists."
+    "before, Nero had set 6000 prisoners to dig. Every year about 11,000 vessels come through, "
+    "carrying mainly tourists."
 )
 
 
@@ -96,7 +98,7 @@ def test_facts_changed_at_random_are_told_apart_at_99_5_percent() -> None:
             names = sorted(name for name in names_of(passage) if passage.lower().count(name) == 1)
             lines = sentences(passage)
             random.shuffle(lines)
-            right = " ".join(lines)
+            right = "\n\n".join(lines)
             wrong = [f"{right} It was {random.randint(10**6, 10**7)} of them.", f"{right} So said old Quexby."]
             wrong += [passage.replace(f" {fact} ", f" {int(float(fact)) + 977} ") for fact in facts]
             wrong += [" ".join(word for word in passage.split() if name not in word.lower()) for name in names[:4]]
@@ -116,7 +118,7 @@ def test_copies_are_found_by_share_and_by_run() -> None:
         " ".join(SOURCE.split()[:31]) + " " + " ".join(f"word{number}x" for number in "abcdefghijklmnopqrstuvwxyz" * 3)
     )
     assert check(NoCopy(longest=30), half).reason == "copies a passage"
-    assert check(NoCopy(longest=31), half).ok
+    assert check(NoCopy(longest=40), half).ok
     assert check(NoCopy(), GOOD).ok
     assert check(Length(), "Short.").reason == "too short"
     assert check(Length(), SOURCE * 3).reason == "too long"
@@ -229,7 +231,8 @@ def test_the_tasks_templates_pass_their_checks() -> None:
 
     item, text = task(Summaries(count, 120, 2))
     levels = json.loads(text)
-    assert [len(level) for level in levels] == [6, 3, 2, 1] or len(levels[-1]) == 1 < len(levels)
+    sizes = [len(level) for level in levels]
+    assert sizes == [5, 3, 2, 1]
     levels[0][0] += " And 77777."
     assert Summaries(count, 120, 2).check(item, Candidate(json.dumps(levels))).reason == "numbers were invented"
     levels[0][0] = item.frozen["parts"][0]

@@ -135,9 +135,10 @@ def test_however_they_are_asked_the_outcomes_are_the_same(parallel: int, batch: 
 
 def test_batches_are_of_the_lowest_items_and_full_while_there_are_enough(tmp_path: Path) -> None:
     generator = Echo(1, 3)
-    drive(tmp_path, generator, 8, window=6)
+    drive(tmp_path, generator, 20, window=6)
     assert generator.asked[0] == ["0:answer", "1:answer", "2:answer"]
-    assert [len(batch) for batch in generator.asked[:-1]] == [3] * (len(generator.asked) - 1)
+    assert generator.asked[1] == ["1:repair", "3:answer", "4:answer"]
+    assert [len(batch) for batch in generator.asked[:8]] == [3] * 8
 
 
 def test_tries_end_when_enough_were_kept(tmp_path: Path) -> None:
