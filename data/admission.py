@@ -44,7 +44,7 @@ class Benchmarks:
         """Refuse shards whose manifest does not say that they were held against every benchmark.
 
         Args:
-            recorded: `decontaminated` of the manifest. Texts that share no n words in a row share no more than n either.
+            recorded: `decontaminated` of the manifest. Texts that share no n words in a row share no more.
 
         Raises:
             UserError: naming the first benchmark that is missing.

@@ -29,7 +29,9 @@ class SourceConfig:
         ".idx, or file, folder or glob of .txt, .md, .jsonl, .vtt or .srt (null: embedded corpus)",
     )
     only: str | None = key(None, "one source of a prepared folder that holds several (null: all of them)")
-    kind: DataKind = key(DataKind.text, "web, transcripts, text, synthetic: the last, as what `synthesize` wrote, is not real data")
+    kind: DataKind = key(
+        DataKind.text, "web, transcripts, text, synthetic: the last, as what `synthesize` wrote, is not real data"
+    )
     weight: float = key(1.0, "share of the samples, relative to the other sources; 0: only in phases that name it")
     max_epochs: float | None = key(None, "never pass over the source more often: its share goes to the others")
 

@@ -46,9 +46,7 @@ class Budget:
         used, paid = 0, 0.0
         if answer is not None:
             used = answer.prompt_tokens + answer.completion_tokens
-            paid = (
-                answer.prompt_tokens * price.prompt_price + answer.completion_tokens * price.completion_price
-            ) / 1e6
+            paid = (answer.prompt_tokens * price.prompt_price + answer.completion_tokens * price.completion_price) / 1e6
         with self._lock:
             self._tokens += used - tokens
             self._cost += paid - cost

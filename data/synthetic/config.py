@@ -31,7 +31,7 @@ class GeneratorConfig:
 
     kind: GeneratorKind = key(
         GeneratorKind.template,
-        "template (no model), http (an OpenAI-compatible server), checkpoint (of isthmus), same (judges: the generator)",
+        "template (no model), http (an OpenAI-compatible server), checkpoint (isthmus'), same (judges: the generator)",
     )
     url: str | None = key(None, "http: address up to and with the version, as http://localhost:8000/v1")
     model: str | None = key(None, "http: the server's name for the model")

@@ -1,4 +1,4 @@
-"""Judgement by models: two questions, each 0 or 1, and a document stays if both are 1 (Llama 3, arXiv 2407.21783, 4.2.3)."""
+"""Judgement by models: two questions, and a document stays if both are answered by 1 (Llama 3, arXiv 2407.21783)."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from isthmus.data.synthetic.protocols import Item, Judge, Prompt, Verdict
 
 SCORES = ("correctness", "style")
 RUBRIC = """\
-correctness is 1 if every statement is right, nothing contradicts itself or the material, and no step is missing; else 0.
+correctness is 1 if every statement is right, nothing contradicts itself or the material, no step is missing; else 0.
 style is 1 if the text is clear, complete and free of repetition, filler, and talk about being an assistant; else 0."""
 _FORMAT = 'Answer with one line of JSON and nothing else: {"correctness": 0 or 1, "style": 0 or 1, "reason": "..."}'
 _ANSWER_TOKENS = 256
@@ -41,7 +41,7 @@ class RubricJudge:
         )
 
     def read(self, answer: str) -> Verdict:
-        """Return the verdict of an answer: the last JSON object with both scores, else `correctness: 1` and the like."""
+        """Return the verdict: of the last JSON object with both scores, else of `correctness: 1` and the like."""
         scores = _scores(answer)
         if scores is None:
             return Verdict(False, "the judge did not follow the rubric", {})

@@ -134,7 +134,7 @@ def _check_numbers(config: SynthesizeConfig) -> None:
 def _hash(
     data: SynthesizeData, recipe: Recipe, rules: Rules, judges: list[RubricJudge], tokenizer: TextTokenizer | None
 ) -> str:
-    """Return a hash of what outcomes depend on: not where things lie, how fast they are asked for or what they may cost."""
+    """Return a hash of what outcomes depend on: not places, speed or what they may cost."""
     plain = to_plain(data)
     kept = ("recipe", "options", "seed", "sampling", "candidates", "keep", "repairs", "verifiers")
     return digest(

@@ -1,8 +1,8 @@
 """What a recipe is made of: items, prompts, generators, verifiers, judges. No part of it does any input or output.
 
-The order is *seeds -> prompts -> generator -> verifiers -> repair -> judges*. An `Item` exists, with the tests or the answer
-that will accept a candidate in `frozen`, before the first request about it is made, and prompts are written from
-`task` alone: a model can neither see nor write what accepts it. `frozen` is hashed into lineage and into every verdict.
+The order is *seeds -> prompts -> generator -> verifiers -> repair -> judges*. An `Item` exists, with the tests or the
+answer that will accept a candidate in `frozen`, before the first request about it is made, and prompts are written
+from `task` alone: a model can neither see nor write what accepts it. `frozen` is hashed into lineage and every verdict.
 """
 
 import hashlib
@@ -61,7 +61,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A prompt with everything that its answer depends on; `key` is a hash of that, so an answer is never paid for twice."""
+    """A prompt with everything that its answer depends on; `key` is a hash of that, so no answer is paid for twice."""
 
     key: str
     item: Item
@@ -75,7 +75,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What a model answered. `finish` is `stop` (it ended, or met a stop text) or `length` (cut off at `max_tokens`)."""
+    """What a model answered. `finish` is `stop` (it ended, or met a stop text) or `length` (cut at `max_tokens`)."""
 
     text: str
     prompt_tokens: int
@@ -162,7 +162,7 @@ class Verifier(Protocol):
     version: int
 
     def check(self, item: Item, candidate: Candidate) -> Verdict:
-        """Compare the candidate with `item.frozen`. Called from several threads; the same input gives the same verdict."""
+        """Compare the candidate with `item.frozen`. Called from several threads; equal input gives equal verdicts."""
         ...
 
 

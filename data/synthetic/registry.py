@@ -16,7 +16,7 @@ from isthmus.errors import UserError
 
 @dataclass(frozen=True)
 class RecipeEntry:
-    """Where a recipe's class and its options stand (MODULE:CLASS, MODULE:CLASS), and the seeds that it takes unless told."""
+    """Where a recipe's class and options stand (MODULE:CLASS), and the kind of seeds that it takes unless told."""
 
     recipe: str
     options: str
@@ -29,8 +29,12 @@ _SEEDS = "isthmus.data.synthetic.seeds"
 
 RECIPES: dict[str, RecipeEntry] = {
     "code": RecipeEntry(f"{_RECIPES}.code:CodeRecipe", f"{_RECIPES}.code:CodeOptions"),
-    "translation": RecipeEntry(f"{_RECIPES}.translation:TranslationRecipe", f"{_RECIPES}.translation:TranslationOptions"),
-    "mathematics": RecipeEntry(f"{_RECIPES}.mathematics:MathematicsRecipe", f"{_RECIPES}.mathematics:MathematicsOptions"),
+    "translation": RecipeEntry(
+        f"{_RECIPES}.translation:TranslationRecipe", f"{_RECIPES}.translation:TranslationOptions"
+    ),
+    "mathematics": RecipeEntry(
+        f"{_RECIPES}.mathematics:MathematicsRecipe", f"{_RECIPES}.mathematics:MathematicsOptions"
+    ),
     "rephrase": RecipeEntry(f"{_RECIPES}.rephrase:RephraseRecipe", f"{_RECIPES}.rephrase:RephraseOptions", "pages"),
     "article": RecipeEntry(f"{_RECIPES}.article:ArticleRecipe", f"{_RECIPES}.article:ArticleOptions", "talks"),
     "long_context": RecipeEntry(
@@ -95,7 +99,9 @@ def read_options(schema: type, values: Mapping[str, Any]) -> Any:
     known = [field.name for field in dataclasses.fields(schema)]
     if unknown := sorted(set(values) - set(known)):
         raise UserError(
-            f"there is no key '{unknown[0]}'", where="data.options", fix=f"this recipe has: {', '.join(known) or 'none'}"
+            f"there is no key '{unknown[0]}'",
+            where="data.options",
+            fix=f"this recipe has: {', '.join(known) or 'none'}",
         )
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), dict(values)))

@@ -136,7 +136,8 @@ def _judges(statistics: Statistics, plan: Plan) -> list[str]:
         )
         parts.append(
             _table(
-                ("judges", "both judged", "agree", "kappa", "both keep", "first only", "second only", "neither"), agreement
+                ("judges", "both judged", "agree", "kappa", "both keep", "first only", "second only", "neither"),
+                agreement,
             )
         )
     return parts
@@ -153,7 +154,9 @@ def _examples(label: str, statistics: Statistics) -> str:
 def _table(headings: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
     head = "".join(f"<th>{html.escape(name)}</th>" for name in headings)
     lines = [
-        "".join(f"<td>{value:,}</td>" if isinstance(value, int) else f"<td>{html.escape(str(value))}</td>" for value in row)
+        "".join(
+            f"<td>{value:,}</td>" if isinstance(value, int) else f"<td>{html.escape(str(value))}</td>" for value in row
+        )
         for row in rows
     ]
     return f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"

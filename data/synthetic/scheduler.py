@@ -120,10 +120,7 @@ class Scheduler:
                 self._open -= 1
                 self._on_outcome(opened.number, end.value)
                 return
-            if isinstance(step, Check):
-                value = self._check(opened, step)
-            else:
-                value = self._ask(opened, step)
+            value = self._check(opened, step) if isinstance(step, Check) else self._ask(opened, step)
             if value is None:
                 return
 

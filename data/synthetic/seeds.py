@@ -45,7 +45,9 @@ def dataset(seeds: SeedsConfig) -> Iterator[SeedDocument]:
     folder = Path(_path(seeds)).expanduser()
     opened = Dataset(folder)
     name = str(opened.manifest.tokenizer.get("name", ""))
-    tokenizer = load_text_tokenizer(name if name.startswith("tiktoken:") else str(folder / f"tokenizer{Path(name).suffix}"))
+    tokenizer = load_text_tokenizer(
+        name if name.startswith("tiktoken:") else str(folder / f"tokenizer{Path(name).suffix}")
+    )
     for number in range(opened.documents):
         found = opened.document(number)
         tokens = found.tokens.tolist()

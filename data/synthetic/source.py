@@ -26,7 +26,8 @@ from isthmus.files import write_atomically
 DOCUMENTS = "documents.jsonl"
 LARGEST_TRAINED_VOCABULARY = 8_192
 _LINEAGE = (
-    "recipe", "item", "topic", "generator", "generator_hash", "prompt", "seed", "parents", "frozen", "requests", "verdicts",
+    "recipe", "item", "topic", "generator", "generator_hash", "prompt", "seed", "parents", "frozen", "requests",
+    "verdicts",
     "repairs",
 )  # fmt: skip
 _NOT_PUBLISHED = {REPORT, SUMMARY, REJECTS, DATASET_MANIFEST}

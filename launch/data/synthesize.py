@@ -27,15 +27,15 @@ from isthmus.units import format_count
 _USAGE = """\
 isthmus data synthesize data=RECIPE out=DIR [workers=N] [KEY=VALUE] ...
 
-Make a synthetic source for the mixture: tasks, a generator's answers, verifiers, repair, judges, then what `isthmus data
-prepare` does about benchmarks, duplicates and shards. RECIPE is a file of yours (RECIPE.yaml) or one of these, which run
-as they are, without a model: {recipes}.
+Make a synthetic source for the mixture: tasks, a generator's answers, verifiers, repair, judges, then what `isthmus
+data prepare` does about benchmarks, duplicates and shards. RECIPE is a file of yours (RECIPE.yaml) or one of these,
+which run as they are, without a model: {recipes}.
 
 Interrupt it anywhere: the same command goes on, and nothing that was answered is asked again. Raise data.items or a
 budget, and it goes on from there.
 
 Options:
-  --calibrate FILE   let the judges judge labelled texts (JSON lines with "text" and "keep") and print how far they are right
+  --calibrate FILE   let the judges judge labelled texts (JSON lines with "text" and "keep") and compare
   --print-config     print the composed configuration and end
   --json             print one JSON object on standard output at the end, everything else on standard error
   --help             print this
@@ -103,7 +103,9 @@ def _with_recipe(words: Sequence[str]) -> list[str]:
         if key == "data" and not value.endswith((".yaml", ".yml")):
             if value not in shipped_recipes():
                 choices = ", ".join(shipped_recipes())
-                raise UserError(f"there is no recipe '{value}'", where="data=", fix=f"name a YAML file, or one of: {choices}")
+                raise UserError(
+                    f"there is no recipe '{value}'", where="data=", fix=f"name a YAML file, or one of: {choices}"
+                )
             word = f"data={resources.files(CONFIG_MODULE) / 'recipe' / value}.yaml"
         found.append(word)
     if not any(word.startswith("data=") for word in found):
@@ -125,9 +127,13 @@ def _show(console: Console, outcome: Outcome, config: SynthesizeConfig) -> None:
         console.print(f"{label}: {count:,}", highlight=False, markup=False)
     console.print(describe(statistics, outcome.spent), highlight=False)
     if not outcome.finished:
-        console.print("the budget ended it before the last item: raise it and run the same command again", highlight=False)
+        console.print(
+            "the budget ended it before the last item: raise it and run the same command again", highlight=False
+        )
     if not config.data.decontaminate.files:
-        console.print("no benchmark is named in data.decontaminate.files: nothing was held against one", highlight=False)
+        console.print(
+            "no benchmark is named in data.decontaminate.files: nothing was held against one", highlight=False
+        )
     if not config.data.tokenizer.path:
         console.print(
             "no tokenizer is named in data.tokenizer.path: one was trained on these texts, which fits no other source",

@@ -143,7 +143,9 @@ class HttpGenerator:
         if not isinstance(text, str):
             return "malformed answer (no text)"
         estimates = [prompt_estimate(request), len(text) // 4 + 1]
-        prompt, completion = (max(0, count) if count >= 0 else guess for count, guess in zip(counted, estimates, strict=True))
+        prompt, completion = (
+            max(0, count) if count >= 0 else guess for count, guess in zip(counted, estimates, strict=True)
+        )
         return Completion(text, prompt, completion, "length" if finish == "length" else "stop")
 
     def _back_off(self, attempt: int, asked: float | None) -> float:

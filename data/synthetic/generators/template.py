@@ -1,4 +1,4 @@
-"""Answers without a model: the recipe's own templates, for text that can be made by rule and for trying a recipe out."""
+"""Answers without a model: the recipe's own templates, for text made by rule and for trying a recipe out."""
 
 from collections.abc import Sequence
 from random import Random

@@ -54,7 +54,7 @@ class ArticleRecipe:
     def items(self) -> Iterator[Item]:
         for document in self._context.documents():
             for place, part in enumerate(passages(document.text, self._options.words)):
-                spoken = _without_labels(part)
+                spoken = _spoken(part)
                 if len(spoken.split()) >= self._options.least_words:
                     yield Item(
                         f"{document.id}/{place}",
@@ -75,15 +75,17 @@ class ArticleRecipe:
 
     def template(self, item: Item, prompt: Prompt, random: Random) -> str:
         written = []
-        for paragraph in paragraphs(_without_labels(str(item.task["text"]))):
-            cleaned = _STUTTER.sub(r"\1", _FILLERS.sub(" ", _DIRECTION.sub("", paragraph)))
+        for paragraph in paragraphs(_spoken(str(item.task["text"]))):
+            cleaned = _STUTTER.sub(r"\1", _FILLERS.sub(" ", paragraph))
             lines = [line[:1].upper() + line[1:] for line in sentences(cleaned.strip(" ,"))]
             written.append(re.sub(r"\s+([,.!?])", r"\1", " ".join(lines)))
         return "\n\n".join(part for part in written if part)
 
 
-def _without_labels(text: str) -> str:
-    return "\n\n".join(_LABEL.sub("", paragraph) for paragraph in paragraphs(text))
+def _spoken(text: str) -> str:
+    """Return what was said: no speakers' labels, no directions."""
+    said = (_DIRECTION.sub("", _LABEL.sub("", paragraph)) for paragraph in paragraphs(text))
+    return "\n\n".join(part for part in said if part.strip())
 
 
 def _messages(task: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:

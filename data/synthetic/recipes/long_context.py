@@ -38,7 +38,9 @@ class LongContextRecipe:
         self._options, self._context = options, context
         for kind in options.kinds:
             if kind not in KINDS:
-                raise UserError(f"there is no kind '{kind}'", where="data.options.kinds", fix=f"choose of: {', '.join(KINDS)}")
+                raise UserError(
+                    f"there is no kind '{kind}'", where="data.options.kinds", fix=f"choose of: {', '.join(KINDS)}"
+                )
         checks = {
             "kinds": bool(options.kinds),
             "buckets": bool(options.buckets) and all(_SMALLEST <= size <= _LARGEST for size in options.buckets),
@@ -57,9 +59,7 @@ class LongContextRecipe:
     def items(self) -> Iterator[Item]:
         """Yield items until the seeds have no text left for the next bucket."""
         kinds, buckets = self._options.kinds, self._options.buckets
-        windows = Windows(
-            self._context.documents, self._context.count_tokens, self._context.seed, self._options.passes
-        )
+        windows = Windows(self._context.documents, self._context.count_tokens, self._context.seed, self._options.passes)
         number = 0
         while True:
             kind, bucket = kinds[number % len(kinds)], buckets[number // len(kinds) % len(buckets)]
@@ -128,5 +128,11 @@ class _Bucket:
     def check(self, item: Item, candidate: Candidate) -> Verdict:
         bucket = int(item.task["bucket"])
         tokens = self._recipe.tokens(self._recipe.document(item, candidate.text))
-        reason = "longer than its bucket" if tokens > bucket else "shorter than half its bucket" if tokens < bucket / 2 else ""
+        reason = (
+            "longer than its bucket"
+            if tokens > bucket
+            else "shorter than half its bucket"
+            if tokens < bucket / 2
+            else ""
+        )
         return Verdict(not reason, reason, {"tokens": tokens})

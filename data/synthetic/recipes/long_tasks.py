@@ -39,7 +39,7 @@ class LongTask(Protocol):
 
 
 class Needles:
-    """Facts hidden in the text, of which one or all are asked for ("needle in a haystack"; Llama 3, arXiv 2407.21783, 5.2)."""
+    """Facts hidden in the text, of which one or all are asked for (needles in haystacks: Llama 3, arXiv 2407.21783)."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -96,8 +96,8 @@ class Questions:
 
     def write(self, task: Mapping[str, Any]) -> Writing:
         asked = (
-            "Write one question that only this text answers and that can be understood without seeing the text, and its "
-            f"answer: a name, number or phrase of at most {_LONGEST_ANSWER} words copied from the text. Answer with one "
+            "Write one question that only this text answers and that makes sense without seeing the text, and its "
+            f"answer: a name, number or phrase of at most {_LONGEST_ANSWER} words copied from the text. Answer with a "
             'line of JSON: {"question": "...", "answer": "..."}'
         )
         answers = yield [
@@ -140,7 +140,9 @@ class Questions:
             long = max(words, key=len)
             found = [(" ".join(words[:60]).replace(long, "", 1), long.strip(".,;:()"))]
         sentence, word = random.choice([entry for entry in found if len(entry[0]) < 400] or found)
-        return json.dumps({"question": f'What belongs in the gap of "{sentence.replace(word, "____")}"?', "answer": word})
+        return json.dumps(
+            {"question": f'What belongs in the gap of "{sentence.replace(word, "____")}"?', "answer": word}
+        )
 
 
 class Summaries:
@@ -154,18 +156,20 @@ class Summaries:
         return {"text": "\n\n".join(window.parts), "parts": parts}, {"parts": parts}
 
     def write(self, task: Mapping[str, Any]) -> Writing:
-        asked = "Summarise the text in a paragraph of at most a fifth of its length. Add nothing. Answer with the summary alone."
+        asked = (
+            "Summarise the text in a paragraph of at most a fifth of its length. Add nothing. Answer with the summary "
+            "alone."
+        )
         levels: list[list[str]] = []
         texts: list[str] = list(task["parts"])
-        while len(texts) > 1 or not levels:
+        while not levels or len(levels[-1]) > 1:
             answers = yield [
-                Prompt((("system", asked), ("user", text)), "summary", {"part": text}, _SUMMARY_TOKENS) for text in texts
+                Prompt((("system", asked), ("user", text)), "summary", {"part": text}, _SUMMARY_TOKENS)
+                for text in texts
             ]
             levels.append([answer.strip() for answer in answers])
             groups = range(0, len(answers), self._fan)
             texts = ["\n\n".join(levels[-1][first : first + self._fan]) for first in groups]
-            if len(levels[-1]) == 1:
-                break
         return json.dumps(levels, ensure_ascii=False)
 
     def check(self, item: Item, candidate: Candidate) -> Verdict:

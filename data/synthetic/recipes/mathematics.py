@@ -1,4 +1,4 @@
-"""Mathematics and reasoning: procedural problems, solutions by a model or by template, answers verified symbolically."""
+"""Mathematics and reasoning: procedural problems, solutions by model or template, verified symbolically."""
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class MathematicsOptions:
 
 
 class MathematicsRecipe:
-    """Each item is a problem with its frozen answer; where no model works, the frozen solution is what template gives."""
+    """Each item is a problem with its frozen answer; without a model, the frozen solution is what template gives."""
 
     name = "mathematics"
     version = 1
@@ -118,4 +118,6 @@ def _dataset(name: str, seed: int) -> Any:
     try:
         return gym.create_dataset(name, seed=seed, size=2**31)
     except ValueError as error:
-        raise UserError(f"{name}: {error}", where="data.options.reasoning_gym", fix="name one of its datasets") from None
+        raise UserError(
+            f"{name}: {error}", where="data.options.reasoning_gym", fix="name one of its datasets"
+        ) from None

@@ -43,7 +43,7 @@ def quadratic(random: Random, level: int) -> Problem:
         f"Find all real solutions of {equation}.",
         (
             f"Look for two numbers with the sum {first + second} and the product {c}: they are {first} and {second}.",
-            f"So the left side is (x {_signed(-first)})(x {_signed(-second)}), which is 0 where one of the factors is 0.",
+            f"So the left side is (x {_signed(-first)})(x {_signed(-second)}), which is 0 where a factor is 0.",
             f"The solutions are x = {first} and x = {second}.",
         ),
         rf"\{{{first}, {second}\}}",
@@ -159,8 +159,8 @@ def journey(random: Random, level: int) -> Problem:
     time = Fraction(lead, fast - slow)
     first, second = random.sample(_NAMES, 2)
     return Problem(
-        f"{first} sets out at {slow} km/h. {hours} {'hour' if hours == 1 else 'hours'} later {second} follows on the same "
-        f"road at {fast} km/h. How many hours does {second} need to catch up?",
+        f"{first} sets out at {slow} km/h. {hours} {'hour' if hours == 1 else 'hours'} later {second} follows on the "
+        f"same road at {fast} km/h. How many hours does {second} need to catch up?",
         (
             f"When {second} sets out, {first} is {slow} * {hours} = {lead} km ahead.",
             f"The distance shrinks by {fast} - {slow} = {fast - slow} km every hour.",

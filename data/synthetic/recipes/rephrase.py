@@ -20,7 +20,7 @@ STYLES = {
     "lecture": "as a teacher would tell it to a class, with a sentence that opens and one that closes it",
 }
 _RULES = (
-    "Keep every fact: all names, all numbers, all dates. Add nothing. Do not copy sentences. Answer with the text alone."
+    "Keep every fact: all names, numbers and dates. Add nothing. Do not copy sentences. Answer with the text alone."
 )
 
 

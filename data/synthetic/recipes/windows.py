@@ -66,7 +66,10 @@ class Windows:
 def spread(parts: Sequence[str], inserts: Sequence[str], random: Random) -> str:
     """Return the text with the inserts as paragraphs of their own, one in each of as many equal stretches."""
     size = len(parts) / len(inserts)
-    places = [random.randrange(int(size * turn), max(int(size * turn) + 1, int(size * (turn + 1)))) for turn in range(len(inserts))]
+    places = [
+        random.randrange(int(size * turn), max(int(size * turn) + 1, int(size * (turn + 1))))
+        for turn in range(len(inserts))
+    ]
     found = []
     for number, part in enumerate(parts):
         found += [insert for insert, place in zip(inserts, places, strict=True) if place == number]

@@ -23,7 +23,7 @@ class Equations:
         for match in _EQUATION.finditer(text):
             before, after = text[: match.start()].rstrip(), text[match.end() :].lstrip()
             # A part of a longer expression, or of one with variables, says nothing by itself.
-            if before[-1:] in _TOUCHING and before or text[: match.start()][-1:].isalnum():
+            if (before[-1:] in _TOUCHING and before) or text[: match.start()][-1:].isalnum():
                 continue
             if after[:1] and after[:1] in "+-*/\u00d7\u00b7\u00f7^(%":
                 continue

@@ -4,13 +4,10 @@ import re
 from fractions import Fraction
 
 _DIGITS = re.compile(r"(?<![\w.,])[-\u2212]?\d+(?:,\d{3})*(?:\.\d+)?|(?<=\w)\d+|(?<=[.,])\d+")
-_ONES = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen"
-).split()
-_TENS = dict(
-    zip("twenty thirty forty fifty sixty seventy eighty ninety".split(), range(20, 100, 10), strict=True)
-)
+_TEENS = "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
+_ONES = f"zero one two three four five six seven eight nine {_TEENS}".split(" ")
+_DECADES = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+_TENS = dict(zip(_DECADES, range(20, 100, 10), strict=True))
 _SCALES = {"hundred": 100, "thousand": 1_000, "million": 10**6, "billion": 10**9}
 _SMALL = {**{word: number for number, word in enumerate(_ONES)}, **_TENS}
 _WORD = re.compile(r"[A-Za-z]+")
@@ -18,6 +15,7 @@ _WORD = re.compile(r"[A-Za-z]+")
 _LEAST_WORD = 3
 _NAME = re.compile(r"(?:[A-Z][\w'\u2019]*[a-z\d][\w'\u2019]*|[A-Z]{2,}\w*)")
 _SENTENCE_START = re.compile(r"(?:^|[.!?:;\u2026]['\"\u201d\u2019)\]]*\s+|\n\s*[-*#>\d.]*\s*|[\"\u201c(\u2018]\s*)$")
+_HEADING = re.compile(r"^#+ .{1,100}$", re.MULTILINE)  # most of its words may have a capital
 _POSSESSIVE = re.compile(r"['\u2019]s$|['\u2019]$")
 _NOT_NAMES = {
     "i", "im", "ive", "id", "ill", "mr", "mrs", "ms", "dr", "a", "an", "the", "and", "but", "or", "if", "it", "so",
@@ -57,7 +55,12 @@ def _spelled(text: str) -> list[int]:
             close()
         if word in _SMALL:
             value = _SMALL[word]
-            fits = not open_ or part == 0 or (part % 100 == 0 and part > 0) or (part % 10 == 0 and part % 100 and value < 10)
+            fits = (
+                not open_
+                or part == 0
+                or (part % 100 == 0 and part > 0)
+                or (part % 10 == 0 and part % 100 and value < 10)
+            )
             if not fits:
                 close()
             part += value
@@ -77,8 +80,9 @@ def _spelled(text: str) -> list[int]:
 
 
 def names_of(text: str) -> set[str]:
-    """Return words that are written as names, in lower case: capitals in mid-sentence, and such words elsewhere."""
+    """Return words that are written as names, in lower case: capitals in mid-sentence, but for headings."""
     inside: set[str] = set()
+    text = _HEADING.sub("", text)
     for match in _NAME.finditer(text):
         word = _plain(match[0])
         if word in _NOT_NAMES or len(word) < 2:

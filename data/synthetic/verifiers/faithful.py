@@ -15,8 +15,8 @@ _SHOWN = 8
 _FILLER = re.compile(r"\b(?:u+h+m*|u+m+|er+m|mhm|uh-huh)\b", re.IGNORECASE)
 _MARKS = re.compile(r"\d{1,2}:\d{2}(?::\d{2})?[.,]\d{3}|-->|^WEBVTT|\[(?:music|applause|laughter)\]", re.I | re.M)
 _TALK = re.compile(
-    r"\b(?:as an ai\b|language model|i(?:'m| am) sorry, but|i can(?:no|')t (?:help|assist|rewrite)|here is (?:the|a|your) "
-    r"(?:rewritten|rephrased|revised)|sure[,!] here)",
+    r"\b(?:as an ai\b|language model|i(?:'m| am) sorry, but|i can(?:no|')t (?:help|assist)|here is (?:the|a|your)"
+    r" (?:rewritten|rephrased|revised)|sure[,!] here)",
     re.IGNORECASE,
 )
 
@@ -44,7 +44,7 @@ class Numbers:
 
 
 class Names:
-    """At least `keep` of the source's names are in the text, and at most `new` of the text's names are not in the source."""
+    """At least `keep` of the source's names are in the text, and at most `new` of the text's are not in the source."""
 
     name = "names"
     version = 1
@@ -111,7 +111,7 @@ class Length:
 
 
 class Covers:
-    """The text has at least `least` of the source's rarer words: an article that leaves half of a talk out is none of it."""
+    """The text has at least `least` of the source's longer words: an article that leaves half of a talk out is none."""
 
     name = "covers"
     version = 1
@@ -135,7 +135,11 @@ class Written:
     quick = True
 
     def check(self, item: Item, candidate: Candidate) -> Verdict:
-        for pattern, reason in ((_FILLER, "fillers of speech"), (_MARKS, "marks of captions"), (_TALK, "talks about itself")):
+        for pattern, reason in (
+            (_FILLER, "fillers of speech"),
+            (_MARKS, "marks of captions"),
+            (_TALK, "talks about itself"),
+        ):
             if found := pattern.search(candidate.text):
                 return Verdict(False, reason, {"found": found[0]})
         if not candidate.text.strip():

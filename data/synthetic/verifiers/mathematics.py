@@ -1,7 +1,7 @@
 """Whether an answer equals the frozen one as mathematics, not as text (math-verify, on sympy).
 
-The answer of a candidate is what it says last and once: `\\boxed{...}`, else a line `Answer: ...`. Expressions of models
-are untrusted: they are evaluated in a process of their own that is ended when it takes too long.
+The answer of a candidate is what it says last and once: `\\boxed{...}`, else a line `Answer: ...`. Expressions of
+models are untrusted: they are evaluated in a process of their own that is ended when it takes too long.
 """
 
 import importlib.util
