@@ -23,7 +23,7 @@ RECIPES: dict[str, str] = {
     "rephrase": "items: 16\ncandidates: 2\noptions: {styles: [plain, dialogue]}\n",
     "article": "items: 10\n",
     "code": "items: 16\ndedup: {minhash: false}\n",
-    "translation": "items: 8\noptions: {languages: [perl], parts: 2, inputs: 2}\ndedup: {minhash: false}\n",
+    "translation": "items: 16\noptions: {languages: [perl], parts: 2, inputs: 2}\ndedup: {minhash: false}\n",
     "long_context": "items: 8\noptions: {buckets: [4096], chunk_tokens: 700, fan: 2}\n",
 }
 HTTP = "generator: {{kind: http, url: '{url}', model: scripted, parallel: {parallel}, longest_wait_seconds: 0.02}}\n"
