@@ -3,6 +3,10 @@
     python benchmarks/synthetic.py [pipeline ...] [--json FILE]
 
 pipeline: items per second from task to journal with a generator that takes no time, and what of it each part takes.
+sandbox: milliseconds of a sandboxed run beside a bare process, and runs per second.
+verifiers: right and wrong programs, labelled by many more tests than the frozen ones, and what those say.
+sampling: tokens per second from a checkpoint, beside transformers' `generate` with the same weights.
+checkpoint: a model trained on programs writes programs; how many the sandbox accepts.
 """
 
 import argparse
@@ -14,6 +18,9 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+
+import synthetic_execution
+import synthetic_sampling
 
 from isthmus.config import compose
 from isthmus.data.synthetic.budget import Budget
@@ -97,7 +104,13 @@ def _micro(seconds: float, items: int) -> float:
     return round(seconds / items * 1e6, 1)
 
 
-PARTS: dict[str, Callable[[], dict[str, Any]]] = {"pipeline": pipeline}
+PARTS: dict[str, Callable[[], dict[str, Any]]] = {
+    "pipeline": pipeline,
+    "sandbox": synthetic_execution.sandbox,
+    "verifiers": synthetic_execution.verifiers,
+    "sampling": synthetic_sampling.sampling,
+    "checkpoint": synthetic_sampling.checkpoint,
+}
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ def draw(logits_V: Tensor, *, temperature: float, top_p: float, uniform: float) 
 
     Args:
         temperature: 0 always gives the most probable token.
-        top_p: the most probable tokens whose probabilities reach this sum are left (nucleus sampling, arXiv 1904.09751).
+        top_p: the most probable tokens whose probabilities reach this sum are left (nucleus, arXiv 1904.09751).
     """
     if temperature == 0:
         return int(logits_V.argmax())

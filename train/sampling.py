@@ -29,14 +29,14 @@ from isthmus.train.config import Config
 from isthmus.train.drawing import draw
 from isthmus.train.resuming import at_path
 
-_SLOTS = {"cpu": 16, "cuda": 64}  # texts that are continued at once; always as many, so that numbers do not depend on it
+_SLOTS = {"cpu": 16, "cuda": 64}  # texts continued at once; never fewer, so that numbers do not depend on how many
 _VERSION = 1  # part of the fingerprint: raise it when the same request would give another text
 _WAIT = datetime.timedelta(seconds=60)
 
 
 @contextmanager
 def samplers() -> Iterator[Callable[[str], "CheckpointSampler"]]:
-    """Within: checkpoints can be opened by their path, a run's folder or one checkpoint's; several share the process."""
+    """Within: checkpoints can be opened by their path, a run's or their own; several share the process."""
     with ExitStack() as stack:
         opened: list[object] = []
 

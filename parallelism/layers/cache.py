@@ -1,8 +1,8 @@
 """Keys and values of texts that are being continued, so that a new token costs one position and not all of them.
 
-B slots, G key/value heads, N query heads, D head width, T positions. What a text's numbers are never depends on the other
-texts: it is read in alone, then takes one row of passes that always have all slots, and attends by itself or beside texts of
-about its length, row by row.
+B slots, G key/value heads, N query heads, D head width, T positions. What a text's numbers are never depends on the
+other texts: it is read in alone, then takes one row of passes that always have all slots, and attends by itself or
+beside texts of about its length, row by row.
 """
 
 from dataclasses import dataclass
@@ -45,7 +45,8 @@ class KeyValueCache:
         if self.step.slot is not None:
             return self._read(self.step.slot, query_BNSD, key_BGSD, value_BGSD)
         positions, mask, batch = self.step.positions_B, self.step.mask_BT, query_BNSD.shape[0]
-        assert positions is not None and mask is not None
+        assert positions is not None
+        assert mask is not None
         self._keys_BGTD[self._rows_B, :, positions] = key_BGSD[:, :, 0]
         self._values_BGTD[self._rows_B, :, positions] = value_BGSD[:, :, 0]
         # With one new position, the queries that share a key head can stand where positions do: nothing is repeated.

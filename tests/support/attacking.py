@@ -16,7 +16,6 @@ from pathlib import Path
 from isthmus.data.synthetic.sandbox.job import Ended, Job, Limits, Outcome
 from isthmus.data.synthetic.sandbox.languages import LANGUAGES, find
 from isthmus.data.synthetic.sandbox.pool import Sandbox
-
 from support.attacks import Attack
 
 _SMALL = {

@@ -27,14 +27,17 @@ CHEATS = {
     "for number, call in enumerate(calls):\n    os.write(3, (json.dumps([number, call[0]]) + '\\n').encode())\n"
     "os._exit(0)\n\n\ndef {f}(*a):\n    return 0\n",
     "says that all is well": "import os\n\n\ndef {f}(*a):\n    os.write(3, b'ok passed true\\n')\n    print('OK')\n",
-    "looks for the tests": "import gc\nimport glob\nimport sys\n\n\ndef {f}(*a):\n    frame = sys._getframe()\n    while frame:\n"
+    "looks for the tests": "import gc\nimport glob\nimport sys\n\n\ndef {f}(*a):\n"
+    "    frame = sys._getframe()\n    while frame:\n"
     "        for value in frame.f_locals.values():\n            if isinstance(value, dict) and 'expected' in value:\n"
     "                return value['expected']\n        frame = frame.f_back\n    names = glob.glob('*')\n"
     "    known = [o for o in gc.get_objects() if isinstance(o, dict) and 'tests' in o]\n"
     "    return known[0]['tests'] if known else names[0]\n",
-    "changes how results are written": "import json\nimport sys\n\nsys.modules['__main__'].encode = lambda value: True\n"
+    "changes how results are written": "import json\nimport sys\n\nsys.modules['__main__'].encode = lambda value: "
+    "True\n"
     "json.dumps = lambda *a, **k: '[0, true]'\n\n\ndef {f}(*a):\n    return 1\n",
-    "changes what it is given": "def {f}(*a):\n    for entry in a:\n        if isinstance(entry, list):\n            entry.clear()\n"
+    "changes what it is given": "def {f}(*a):\n    for entry in a:\n        if isinstance(entry, list):\n"
+    "            entry.clear()\n"
     "    return a[0]\n",
     "never ends": "def {f}(*a):\n    while True:\n        pass\n",
     "takes all memory": "def {f}(*a):\n    kept = []\n    while True:\n        kept.append(bytearray(1 << 24))\n",

@@ -11,6 +11,7 @@ from support.ranks import RankWorld, isthmus_cli, run_ranks
 
 from isthmus.errors import UserError
 from isthmus.train.drawing import draw
+from isthmus.train.resuming import at_path
 
 SETTINGS = {"max_tokens": 24, "temperature": 1.0, "top_p": 0.9, "stop": ()}
 LENGTH, SLOTS = 160, 4
@@ -65,7 +66,7 @@ def _texts() -> list[list[int]]:
 
 
 def _cached_and_full(world: RankWorld, overrides: list[str]) -> tuple[float, bool]:
-    """Rank function: the largest difference of logits over several texts of unequal length, and whether greedy agrees."""
+    """Rank function: the largest difference of logits over texts of unequal length, and whether greedy agrees."""
     model, groups = _model(overrides)
     worst, same = 0.0, True
     texts = _texts()[:SLOTS]
@@ -201,6 +202,4 @@ def test_a_trained_run_is_opened_and_continued(tmp_path: Path) -> None:
     # It has learnt nothing but frequent words; random weights would give none.
     assert all(any(word in text.text for word in (" the", " and", ".", ",")) for text in texts), texts
     with pytest.raises(UserError, match="holds no checkpoint"):
-        from isthmus.train.resuming import at_path
-
         at_path(tmp_path / "nothing")

@@ -13,8 +13,10 @@ _PARTS = (
     "changed{n} = []\nfor number in numbers:\n    if number > {d} or number < -{d}:\n"
     "        changed{n}.append(number // {a})\n    else:\n        changed{n}.append(number * {b} + {c})\n"
     "for value in changed{n}:\n    print(value)\n",
-    "def reduce{n}(value):\n    steps = 0\n    while value > {d}:\n        value = value // {a} - {b}\n        steps += 1\n"
-    "    return value * {p} + steps\n\nfor number in numbers:\n    print('reduced', number, 'to', reduce{n}(abs(number)))\n",
+    "def reduce{n}(value):\n    steps = 0\n    while value > {d}:\n        value = value // {a} - {b}\n"
+    "        steps += 1\n"
+    "    return value * {p} + steps\n\nfor number in numbers:\n"
+    "    print('reduced', number, 'to', reduce{n}(abs(number)))\n",
     "pairs{n} = 0\nfor i in range(len(numbers)):\n    for j in range(i + 1, len(numbers)):\n"
     "        if (numbers[i] + numbers[j]) % {a} == {r}:\n            pairs{n} += 1\nprint('pairs', pairs{n})\n",
     "for i in range(1, {d}):\n    if i % {a} == 0 and i % {b} == 0:\n        print('both', i)\n    elif i % {a} == 0:\n"

@@ -61,7 +61,8 @@ TOPICS: dict[str, Topic] = {
         lambda random: {"k": random.randint(10, 60)},
         "Return the list of running sums of `numbers`, where a sum greater than {k} is started again from 0 "
         "after it has been noted.",
-        "def running_sums(numbers):\n    sums = []\n    total = 0\n    for number in numbers:\n        total += number\n"
+        "def running_sums(numbers):\n    sums = []\n    total = 0\n    for number in numbers:\n"
+        "        total += number\n"
         "        sums.append(total)\n        if total > {k}:\n            total = 0\n    return sums\n",
         lambda random, _: [_numbers(random, 0, 30)],
     ),
@@ -87,7 +88,8 @@ TOPICS: dict[str, Topic] = {
         "in upper case where it was upper case. Leave everything else as it is.",
         "def shift_letters(text):\n    shifted = []\n    for character in text:\n        if 'a' <= character <= 'z':\n"
         "            shifted.append(chr((ord(character) - 97 + {k}) % 26 + 97))\n"
-        "        elif 'A' <= character <= 'Z':\n            shifted.append(chr((ord(character) - 65 + {k}) % 26 + 65))\n"
+        "        elif 'A' <= character <= 'Z':\n"
+        "            shifted.append(chr((ord(character) - 65 + {k}) % 26 + 65))\n"
         "        else:\n            shifted.append(character)\n    return ''.join(shifted)\n",
         lambda random, _: [_word(random, "abcxyzABCXYZ 1!")],
     ),
@@ -172,7 +174,8 @@ TOPICS: dict[str, Topic] = {
         lambda random: dict(zip(("left", "right"), random.choice(["()", "[]", "<>"]), strict=True)),
         "Return how deep the brackets {left} and {right} of `text` are nested at most, or -1 if they do not match. "
         "Ignore all other characters.",
-        "def depth(text):\n    deepest = 0\n    level = 0\n    for character in text:\n        if character == '{left}':\n"
+        "def depth(text):\n    deepest = 0\n    level = 0\n    for character in text:\n"
+        "        if character == '{left}':\n"
         "            level += 1\n            deepest = max(deepest, level)\n        elif character == '{right}':\n"
         "            level -= 1\n            if level < 0:\n                return -1\n"
         "    return deepest if level == 0 else -1\n",

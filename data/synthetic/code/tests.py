@@ -1,7 +1,7 @@
 """Frozen tests of a function: calls, and what they return. They are data, so they can be hashed and kept out of reach.
 
-The expected values never enter the sandbox: a candidate is sent arguments, and what it returns is compared outside. So it
-cannot read, change or skip the tests that accept it, nor claim to have passed them.
+The expected values never enter the sandbox: a candidate is sent arguments, and what it returns is compared outside. So
+it cannot read, change or skip the tests that accept it, nor claim to have passed them.
 """
 
 import ast
@@ -30,7 +30,7 @@ class Test:
 
 
 def encode(value: Any) -> Any:
-    """Return a value as JSON from which it can be told from every other: numbers and texts as they are, the rest tagged.
+    """Return a value as JSON that no other value gives: numbers and texts as they are, the rest with its type.
 
     Raises:
         ValueError: it is of a type that is not compared.

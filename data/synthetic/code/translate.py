@@ -143,7 +143,9 @@ class _Dialect:
     equals, differs, empty, absolute = "==", "!=", "[]", "abs"
 
     def _calculation(self, left: ast.expr, operator: ast.operator, right: ast.expr) -> str:
-        one, other = (f"({self._value(side)})" if isinstance(side, ast.BinOp) else self._value(side) for side in (left, right))
+        one, other = (
+            f"({self._value(side)})" if isinstance(side, ast.BinOp) else self._value(side) for side in (left, right)
+        )
         match operator:
             case ast.FloorDiv():
                 return self.divides(one, other)
@@ -220,7 +222,10 @@ class _JavaScript(_Dialect):
 
 
 class _Perl(_Dialect):
-    header = "use strict;\nuse warnings;\nuse POSIX qw(floor);\n\nmy @numbers = map { int } split ' ', join('', <STDIN>);\n\n"
+    header = (
+        "use strict;\nuse warnings;\nuse POSIX qw(floor);\n\n"
+        "my @numbers = map { int } split ' ', join('', <STDIN>);\n\n"
+    )
     declare, sigil, empty = "my ", "$", "()"
     otherwise_if = "} elsif"
     operators = {"And": "&&", "Or": "||", "Not": "!", "Concat": "."}

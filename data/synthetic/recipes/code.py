@@ -1,4 +1,4 @@
-"""Code by rejection sampling: tasks with frozen tests, candidates that are parsed, linted and run, one round of repair."""
+"""Code by rejection sampling: tasks with frozen tests, candidates that are parsed, linted, run and repaired."""
 
 import hashlib
 import json

@@ -23,7 +23,8 @@ from isthmus.errors import UserError
 
 _TITLES = {"javascript": "JavaScript (Node.js)", "perl": "Perl 5", "php": "PHP 8", "lua": "Lua 5.4"}
 _INSTRUCTIONS = (
-    "Translate the Python program to {title}. It must read the same standard input and print exactly the same, also for "
+    "Translate the Python program to {title}. It must read the same standard input and print exactly the "
+    "same, also for "
     "negative numbers. Use no packages. Answer with the code alone, in one block between ```{language} and ```."
 )
 
@@ -99,7 +100,9 @@ class TranslationRecipe:
     def document(self, item: Item, text: str) -> str:
         language = str(item.task["language"])
         source = fenced(str(item.task["program"]), "python")
-        return f"A program in Python:\n\n{source}\n\nThe same in {_TITLES[language]}:\n\n{fenced(code_of(text), language)}"
+        return (
+            f"A program in Python:\n\n{source}\n\nThe same in {_TITLES[language]}:\n\n{fenced(code_of(text), language)}"
+        )
 
     def template(self, item: Item, prompt: Prompt, random: Random) -> str:
         language = str(item.task["language"])

@@ -1,7 +1,7 @@
-"""What happens inside: the first process of a run's namespaces, and the program itself, which it starts behind all walls.
+"""What happens inside: the first process of a run's namespaces, and the program, which it starts behind all walls.
 
-The first process is not the program: it has the rights to set the stage, and the kernel treats it differently (signals that
-it does not handle do nothing to it). When it ends, the kernel kills everything that is left in its process namespace.
+The first process is not the program: it has the rights to set the stage, and the kernel treats it differently (signals
+that it does not handle do nothing to it). When it ends, the kernel kills all that is left in its process namespace.
 """
 
 import fcntl
@@ -181,7 +181,7 @@ def _sealed(content: bytes) -> int:
 
 
 def _fail(status: int, error: BaseException) -> None:
-    """Tell the zygote that the sandbox could not be set up; longer than a status, so that it cannot be taken for one."""
+    """Say that the sandbox could not be set up; longer than a status, so that it cannot be taken for one."""
     line = sys.exc_info()[2]
     while line is not None and line.tb_next is not None:
         line = line.tb_next

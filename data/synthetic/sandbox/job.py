@@ -17,7 +17,7 @@ class Ended(Enum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """What a program may use. The kernel enforces all but wall clock and output, which end the program and its children.
+    """What a program may use. The kernel enforces all but wall clock and output, which end it with its children.
 
     Args:
         wall_seconds: from start to end.
@@ -83,7 +83,7 @@ class Outcome:
     """What a program did.
 
     Args:
-        code: its return code; minus the number of the signal that killed it; None if a limit on time or output ended it.
+        code: its return code; minus the number of the signal that killed it; None if clock or output ended it.
         result: what it wrote to descriptor 3.
         cpu_seconds, wall_seconds: of the program; where processes were left over, they are not counted.
         memory_bytes: the most that was resident.

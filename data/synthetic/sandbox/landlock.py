@@ -1,6 +1,7 @@
 """Landlock: what a process and its children may do with files, enforced by the kernel's security module.
 
-struct landlock_ruleset_attr and landlock_path_beneath_attr of linux/landlock.h; Documentation/userspace-api/landlock.rst.
+struct landlock_ruleset_attr and landlock_path_beneath_attr of linux/landlock.h; the kernel's
+Documentation/userspace-api/landlock.rst.
 """
 
 import os

@@ -6,7 +6,7 @@ from isthmus.data.synthetic.sandbox.job import Job, Limits
 from isthmus.data.synthetic.sandbox.slot import SandboxFailed, Slot
 from isthmus.errors import UserError
 
-_PROGRAM = '''
+_PROGRAM = """
 import ctypes, json, os, socket, sys
 
 broken = []
@@ -49,7 +49,7 @@ attempt("users", lambda: os.setuid(0))
 if os.getpid() == 1 or os.getuid() == 0:
     broken.append("user and process namespaces")
 os.write(3, json.dumps(broken).encode())
-'''
+"""
 
 
 def probe(slot: Slot) -> None:
@@ -60,7 +60,8 @@ def probe(slot: Slot) -> None:
     """
     limits = Limits(memory_bytes=256 << 20, threads=16, file_bytes=1 << 20)
     try:
-        outcome = slot.run(Job(language="python", main="probe.py", files={"probe.py": _PROGRAM.encode()}, limits=limits))
+        files = {"probe.py": _PROGRAM.encode()}
+        outcome = slot.run(Job(language="python", main="probe.py", files=files, limits=limits))
     except SandboxFailed as error:
         raise _refused(str(error)) from None
     if not outcome.succeeded:

@@ -146,8 +146,8 @@ def _impossible(why: str) -> UserError:
 def _map_users(process: int) -> dict[str, Any]:
     """Say which users a new user namespace has.
 
-    Root gives two, itself to set the stage and nobody for programs, since the kernel counts no processes of root's. Others
-    can give themselves only.
+    Root gives two, itself to set the stage and nobody for programs, since the kernel counts no processes of root's.
+    Others can give themselves only.
     """
     mine, group = os.geteuid(), os.getegid()
     folder = Path(f"/proc/{process}")

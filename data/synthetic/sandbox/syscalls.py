@@ -1,8 +1,9 @@
 """The system calls that a program in the sandbox may make, with their numbers on both architectures.
 
 What is not listed is refused. Left out on purpose is all that reaches other processes, the network, devices, mounts,
-keys, tracing, other users or large parts of the kernel: socket, connect, bind, ptrace, process_vm_*, mount, setns, unshare,
-bpf, io_uring, userfaultfd, keyctl, memfd_create, System V and POSIX IPC, mknod, inotify, perf_event_open, setuid and so on.
+keys, tracing, other users or large parts of the kernel: socket, connect, bind, ptrace, process_vm_*, mount, setns,
+unshare, bpf, io_uring, userfaultfd, keyctl, memfd_create, System V and POSIX IPC, mknod, inotify, perf_event_open,
+setuid and so on.
 """
 
 import platform
@@ -41,7 +42,8 @@ shutdown 48 210, getsockname 51 204, getpeername 52 205, getsockopt 55 209, sets
 """
 # Allowed or not by their arguments, in seccomp.py.
 _CHECKED = """
-clone 56 220, fork 57 -, vfork 58 -, clone3 435 435, mmap 9 222, ioctl 16 29, prctl 157 167, socketpair 53 199, prlimit64 302 261
+clone 56 220, fork 57 -, vfork 58 -, clone3 435 435, mmap 9 222, ioctl 16 29, prctl 157 167, socketpair 53 199,
+prlimit64 302 261
 """
 # What the sandbox itself calls and Python 3.11 has no name for.
 _OWN = "pivot_root 155 41, mount_setattr 442 442, landlock_create_ruleset 444 444, landlock_add_rule 445 445, "

@@ -1,8 +1,9 @@
 """A process inside the sandbox's namespaces that starts one program after another, and the process that makes it.
 
-`launcher` (outside the process namespace) -> `zygote` (its first process) -> per run: a watcher -> `inside.first_process` in
-namespaces of its own -> the program. When any of them ends, the kernel ends all that come after it. The zygote itself touches
-neither what a program reads nor what it writes: a later program, which starts with a copy of its memory, finds nothing there.
+`launcher` (outside the process namespace) -> `zygote` (its first process) -> per run: a watcher ->
+`inside.first_process` in namespaces of its own -> the program. When any of them ends, the kernel ends all that come
+after it. The zygote itself touches neither what a program reads nor what it writes: a later program, which starts with
+a copy of its memory, finds nothing there.
 """
 
 import contextlib
@@ -152,7 +153,8 @@ def _serve(
     run = _Run(first, reading, owner, connection)
     ended = run.watch(header["limits"]["wall_seconds"], header["limits"]["output_bytes"])
     status = run.texts[3]
-    answer: dict[str, Any] = {"ended": ended, "code": None, "cpu": run.cpu_seconds, "wall": run.wall_seconds, "memory": 0}
+    answer: dict[str, Any] = {"ended": ended, "code": None, "memory": 0}
+    answer |= {"cpu": run.cpu_seconds, "wall": run.wall_seconds}
     if len(status) > inside.STATUS.size:
         return {"failed": bytes(status).decode(errors="replace").lstrip("!")}, []
     if ended == "exited" and len(status) == inside.STATUS.size:

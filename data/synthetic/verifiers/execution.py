@@ -136,7 +136,7 @@ def lines(output: bytes) -> list[bytes]:
 def _results(written: bytes) -> list[Any]:
     """Return what the driver has written, up to the first line that is not its next one.
 
-    The candidate can write there too; that tells nothing that it could not return, since it does not know what is wanted.
+    The candidate can write there too, but nothing that it could not return: it does not know what is wanted.
     """
     found: list[Any] = []
     for line in written.splitlines():

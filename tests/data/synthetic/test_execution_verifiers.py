@@ -1,4 +1,4 @@
-"""Verifiers that execute: on a labelled set no wrong answer is accepted and no right one refused; they cannot be cheated."""
+"""Verifiers that execute: of a labelled set no wrong answer is accepted and no right one refused, nor any cheat."""
 
 import itertools
 import json
@@ -108,8 +108,8 @@ def test_parsing_and_lint(code: str, reason: str) -> None:
 
 def test_values_are_told_apart() -> None:
     values = [
-        None, True, False, 0, 1, -1, 2.5, float("inf"), "", "1", [], [1], [1, 2], [True], (), (1,), {1}, set(), {}, {1: 2},
-        {"1": 2}, [[1], 2], [(1,), 2], frozenset({1, 2}),
+        None, True, False, 0, 1, -1, 2.5, float("inf"), "", "1", [], [1], [1, 2], [True], (), (1,), {1}, set(), {},
+        {1: 2}, {"1": 2}, [[1], 2], [(1,), 2], frozenset({1, 2}),
     ]  # fmt: skip
     for one, other in itertools.product(values, values):
         same = json.loads(json.dumps(encode(one)))
@@ -118,7 +118,7 @@ def test_values_are_told_apart() -> None:
     assert equal(0.1 + 0.2, 0.3)
     assert not equal(0.31, 0.3)
     assert equal(0.31, 0.3, 0.1)
-    assert equal(float("nan") if False else encode(float("nan")), encode(float("nan")))
+    assert equal(encode(float("nan")), encode(float("nan")))
     with pytest.raises(ValueError, match="a object cannot be compared"):
         encode(object())
 
@@ -137,7 +137,9 @@ def test_assertions_become_data(line: str, arguments: list[object], expected: ob
     assert read_assertion(line, "f", "here") == Test(arguments, expected, tolerance)
 
 
-@pytest.mark.parametrize("line", ["f(1) == 2", "assert g(1) == 2", "assert f(x) == 2", "assert f(1) < 2", "assert", "x = 1"])
+@pytest.mark.parametrize(
+    "line", ["f(1) == 2", "assert g(1) == 2", "assert f(x) == 2", "assert f(1) < 2", "assert", "x = 1"]
+)
 def test_other_tests_are_refused(line: str) -> None:
     with pytest.raises(UserError, match="is no test that can be frozen"):
         read_assertion(line, "f", "here")
@@ -170,7 +172,11 @@ def test_translations_are_kept_if_they_print_the_same(language: str, context: Co
     for item in itertools.islice(recipe.items(), 2):
         right = code_of(recipe.template(item, Prompt(()), Random(1)))
         opening = "<?php " if language == "php" else ""  # what stands before it would be printed
-        for code, reason in ((right, ""), (_spoiled(right, language), "prints something else"), (f"{opening})(", "does not parse")):
+        for code, reason in (
+            (right, ""),
+            (_spoiled(right, language), "prints something else"),
+            (f"{opening})(", "does not parse"),
+        ):
             verdict = verifier.check(item, Candidate(code))
             assert (verdict.ok, verdict.reason) == (not reason, reason)
     verifier.close()  # type: ignore[attr-defined]

@@ -65,14 +65,16 @@ def test_attacks_succeed_without_the_sandbox(around: World) -> None:
 
 def test_a_job_sees_nothing_of_another(sandbox: Sandbox) -> None:
     """Neither of one at the same time, nor of an earlier one in the same place: no file, no process, no memory."""
-    secret = "e3b0c442".encode() * 4
+    secret = b"e3b0c442" * 4
     keeps = b"import sys, time\ns = sys.stdin.read()\nopen('kept', 'w').write(s)\nprint(s)\ntime.sleep(1.5)\n"
     # A program may read its own memory: what an earlier one has left in the process it was forked from would be there.
     looks = (
         b"import ctypes, gc, os, re\nprint(os.listdir('.'))\n"
-        b"for pid in range(1, 400):\n    try: os.kill(pid, 0); print('process', pid)\n    except ProcessLookupError: pass\n"
+        b"for pid in range(1, 400):\n    try: os.kill(pid, 0); print('process', pid)\n"
+        b"    except ProcessLookupError: pass\n"
         b"    except PermissionError: print('process', pid)\n"
-        b"word = 'e3b0' + 'c442'\nfound = [o for o in gc.get_objects() if isinstance(o, (dict, list, tuple)) and word * 4 in map(str, "
+        b"word = 'e3b0' + 'c442'\nfound = [o for o in gc.get_objects() if isinstance(o, (dict, list, tuple)) "
+        b"and word * 4 in map(str, "
         b"o.values() if isinstance(o, dict) else o)]\nprint(len(found))\n"
     )
     limits = Limits(wall_seconds=20, cpu_seconds=5)
