@@ -40,14 +40,19 @@ def sandbox(runs: int = 60) -> dict[str, Any]:
             job = Job(language=language, main=name, files={name: path.read_bytes()})
             command = [find(language).command, str(path)]
             bare, inside = [], []
+            spent = {"bare process": 0.0, "sandbox": 0.0}
             for _ in range(runs):
+                before = _cpu_seconds([])
                 began = time.perf_counter()
                 subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=True, env={})
                 bare.append(time.perf_counter() - began)
+                spent["bare process"] += _cpu_seconds([]) - before
+                before = _cpu_seconds(opened.processes())
                 began = time.perf_counter()
                 assert opened.run(job).succeeded
                 inside.append(time.perf_counter() - began)
-            found[language] = {}
+                spent["sandbox"] += _cpu_seconds(opened.processes()) - before
+            found[language] = {"CPU ms": {who: round(1e3 * seconds / runs, 1) for who, seconds in spent.items()}}
             # On a busy machine the fastest run says what it costs, the median what one waits for.
             for which, of in (("median", statistics.median), ("fastest", min)):
                 one, other = of(bare), of(inside)
@@ -67,6 +72,18 @@ def sandbox(runs: int = 60) -> dict[str, Any]:
     return found
 
 
+def _cpu_seconds(launchers: list[int]) -> float:
+    """Return the CPU time of this process, its children, and all that has run under launchers, to 10 ms."""
+    from support.attacking import descendants
+
+    total = sum(os.times()[:4])
+    for launcher in launchers:
+        for process in descendants(launcher):
+            fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+            total += sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+    return total
+
+
 def verifiers(rounds: int = 12) -> dict[str, Any]:
     """Label mutants of solutions by 300 tests, and count what the frozen ones say of them."""
     import itertools
@@ -81,7 +98,7 @@ def verifiers(rounds: int = 12) -> dict[str, Any]:
     from isthmus.data.synthetic.sandbox.pool import Sandbox
     from isthmus.data.synthetic.verifiers.execution import PassesTests
 
-    recipe = CodeRecipe(CodeOptions(), Context(17, lambda: iter(())))
+    recipe = CodeRecipe(CodeOptions(), Context(18, lambda: iter(())))
     counts = {"right": 0, "right accepted": 0, "wrong": 0, "wrong accepted": 0}
     accepted_wrongly = []
     limits = Limits(cpu_seconds=1, wall_seconds=20, memory_bytes=128 << 20)

@@ -101,7 +101,7 @@ _RECIPE = """\
 recipe: code
 items: {items}
 seed: {seed}
-options: {{topics: [sums, counting, digits, chunks], instructions: false, tests: 40}}
+options: {{topics: [sums, counting, digits, chunks], instructions: false}}
 candidates: {candidates}
 keep: {keep}
 repairs: 0

@@ -25,8 +25,22 @@ class Topic:
     arguments: Callable[[Random, Mapping[str, Any]], Sequence[Any]]
 
 
-def _numbers(random: Random, low: int = -20, high: int = 20, most: int = 9) -> list[int]:
-    return [random.randint(low, high) for _ in range(random.choice([0, 1, 2, 5, most]))]
+def _numbers(random: Random, low: int = -20, high: int = 20, most: int = 9, near: int | None = None) -> list[int]:
+    """Draw numbers, a third of them about `near`, where a program that is off by one is wrong."""
+    count = random.choice([0, 1, 2, 5, most])
+    return [
+        random.randint(low, high) if near is None or random.random() < 0.67 else near + random.randint(-1, 1)
+        for _ in range(count)
+    ]
+
+
+def _adding_up(random: Random, limit: int) -> list[int]:
+    """Draw numbers from 0 on whose sums come to exactly `limit`, one less or one more, or anywhere."""
+    numbers: list[int] = []
+    for _ in range(random.randint(0, 3)):
+        first = random.randint(0, limit)
+        numbers += random.choice([[first, limit - first], [limit], [limit + 1], [limit - 1], _numbers(random, 0, 30)])
+    return numbers
 
 
 def _word(random: Random, letters: str = "abcdeABC xyz", most: int = 12) -> str:
@@ -46,7 +60,7 @@ TOPICS: dict[str, Topic] = {
         lambda random: {"k": random.randint(-5, 9)},
         "Return how many numbers of the list `numbers` are greater than {k}.",
         "def count_above(numbers):\n    return sum(1 for number in numbers if number > {k})\n",
-        lambda random, _: [_numbers(random)],
+        lambda random, values: [_numbers(random, near=values["k"])],
     ),
     "lists": Topic(
         "rotate_left",
@@ -64,7 +78,7 @@ TOPICS: dict[str, Topic] = {
         "def running_sums(numbers):\n    sums = []\n    total = 0\n    for number in numbers:\n"
         "        total += number\n"
         "        sums.append(total)\n        if total > {k}:\n            total = 0\n    return sums\n",
-        lambda random, _: [_numbers(random, 0, 30)],
+        lambda random, values: [_adding_up(random, values["k"])],
     ),
     "windows": Topic(
         "largest_window",
@@ -185,6 +199,7 @@ TOPICS: dict[str, Topic] = {
                     _word(random, f"{values['left']}{values['right']}a"),
                     values["left"] * (n := random.randint(0, 4)) + "a" + values["right"] * n,
                     (values["left"] + values["right"]) * random.randint(1, 3),
+                    (values["right"] + values["left"]) * random.randint(1, 2),
                 ]
             )
         ],

@@ -6,6 +6,7 @@ lists that begin at 1, minus zero.
 
 import ast
 from collections.abc import Callable
+from typing import ClassVar
 
 from isthmus.data.synthetic.code.programs import HEADER
 
@@ -28,7 +29,7 @@ class _Dialect:
 
     header = ""
     declare, sigil, end, block, close = "", "", ";", " {", "}"
-    operators = {"And": "&&", "Or": "||", "Not": "!", "NotEq": "!=", "Concat": "+"}
+    operators: ClassVar[dict[str, str]] = {"And": "&&", "Or": "||", "Not": "!", "NotEq": "!=", "Concat": "+"}
 
     def __init__(self, source: str) -> None:
         self._lines: list[str] = []
@@ -126,8 +127,8 @@ class _Dialect:
                 word = f" {self.operators[type(operator).__name__]} "
                 return word.join(self._value(value) for value in values)
             case ast.Compare(left=left, ops=[operator], comparators=[right]):
-                word = {"Eq": self.equals, "Lt": "<", "Gt": ">", "LtE": "<=", "GtE": ">=", "NotEq": self.differs}
-                return f"{self._value(left)} {word[type(operator).__name__]} {self._value(right)}"
+                signs = {"Eq": self.equals, "Lt": "<", "Gt": ">", "LtE": "<=", "GtE": ">=", "NotEq": self.differs}
+                return f"{self._value(left)} {signs[type(operator).__name__]} {self._value(right)}"
             case ast.BinOp(left=left, op=operator, right=right):
                 return self._calculation(left, operator, right)
             case ast.Subscript(value=ast.Name(id=name), slice=place):
@@ -228,7 +229,7 @@ class _Perl(_Dialect):
     )
     declare, sigil, empty = "my ", "$", "()"
     otherwise_if = "} elsif"
-    operators = {"And": "&&", "Or": "||", "Not": "!", "Concat": "."}
+    operators: ClassVar[dict[str, str]] = {"And": "&&", "Or": "||", "Not": "!", "Concat": "."}
 
     def _variable(self, name: str) -> str:
         return f"@{name}" if name in self._lists else f"${name}"
@@ -265,7 +266,7 @@ class _Php(_Dialect):
     )
     sigil, equals, differs = "$", "===", "!=="
     otherwise_if = "} elseif"
-    operators = {"And": "&&", "Or": "||", "Not": "!", "Concat": "."}
+    operators: ClassVar[dict[str, str]] = {"And": "&&", "Or": "||", "Not": "!", "Concat": "."}
 
     def visits(self, name: str, items: str) -> str:
         return f"foreach (${items} as ${name}) {{"
@@ -290,7 +291,7 @@ class _Lua(_Dialect):
     )
     declare, end, close, differs, empty, absolute = "local ", "", "end", "~=", "{}", "math.abs"
     otherwise, otherwise_if = "else", "elseif"
-    operators = {"And": "and", "Or": "or", "Not": "not ", "Concat": ".."}
+    operators: ClassVar[dict[str, str]] = {"And": "and", "Or": "or", "Not": "not ", "Concat": ".."}
 
     def opens(self, word: str, condition: str) -> str:
         return f"{word} {condition} {'do' if word == 'while' else 'then'}"

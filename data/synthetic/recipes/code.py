@@ -32,7 +32,7 @@ class CodeOptions:
     tasks: str | None = key(
         None, "your own tasks instead: .jsonl with question, function, tests (assertions), and id and topic if you like"
     )
-    tests: int = key(40, "tests frozen for each task of a topic")
+    tests: int = key(60, "tests frozen for each task of a topic")
     instructions: bool = key(True, "begin prompts with instructions; without, a model continues as documents go on")
     seconds: int = key(5, "CPU time that a candidate may take for all its tests")
     memory_bytes: int = key(256 << 20, "memory that it may take")

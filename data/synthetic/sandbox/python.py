@@ -50,10 +50,10 @@ def _end_threads() -> None:
     """Wait for threads and call what was registered for the end, as the interpreter does."""
     threading = sys.modules.get("threading")
     if threading is not None:
-        threading._shutdown()  # type: ignore[attr-defined]
+        threading._shutdown()
     atexit = sys.modules.get("atexit")
     if atexit is not None:
-        atexit._run_exitfuncs()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
 
 
 def _exit_code(error: SystemExit) -> int:

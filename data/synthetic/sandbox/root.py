@@ -1,7 +1,7 @@
 """The file system that a sandboxed program sees: libraries, interpreters, three devices, an empty scratch folder."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from isthmus.data.synthetic.sandbox import linux
 
@@ -53,10 +53,10 @@ def mount_scratch(*, owner: int, size_bytes: int, files: int) -> None:
     linux.mount("tmpfs", SCRATCH, "tmpfs", flags, limits)
 
 
-def _outermost(paths: Sequence[str] | object) -> list[str]:
+def _outermost(paths: Iterable[str]) -> list[str]:
     """Leave out what is inside another of the paths."""
     found: list[str] = []
-    for path in sorted(set(paths)):  # type: ignore[call-overload]
+    for path in sorted(set(paths)):
         if not any(path.startswith(f"{outer}/") for outer in found):
             found.append(path)
     return found

@@ -88,7 +88,7 @@ def _be_zygote(connection: socket.socket, owner: int, config: dict[str, Any], ow
         gc.collect()
         gc.freeze()  # so that children do not copy pages only to visit what is on them
         while True:
-            if owner in select.select([connection, owner], [], [])[0]:
+            if owner in select.select([connection.fileno(), owner], [], [])[0]:
                 break
             watcher = os.fork()
             if watcher == 0:
