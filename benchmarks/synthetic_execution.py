@@ -85,7 +85,7 @@ def _cpu_seconds(launchers: list[int]) -> float:
 
 
 def verifiers(rounds: int = 12) -> dict[str, Any]:
-    """Label mutants of solutions by 300 tests, and count what the frozen ones say of them."""
+    """Label mutants of solutions by 1000 tests, and count what the frozen ones say of them."""
     import itertools
 
     from support.labelled import CHEATS, label, mutants

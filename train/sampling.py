@@ -88,25 +88,28 @@ class CheckpointSampler:
             for number, held in enumerate(slots):
                 while held is None and waiting:
                     held = waiting.popleft()
-                    logits = self._model.read(number, held.prompt)
-                    held = self._advance(held, logits, temperature, top_p, stop)
+                    logits_V = self._model.read(number, held.prompt)
+                    (token,) = self._draw(logits_V[None], [held], temperature, top_p)
+                    held = self._advance(held, token, stop)
                 slots[number] = held
             active = [text is not None for text in slots]
             if any(active):
                 logits_BV = self._model.add([text.made[-1] if text else 0 for text in slots], active)
+                drawn = self._draw(logits_BV, slots, temperature, top_p)
                 for number, text in enumerate(slots):
                     if text is not None:
-                        slots[number] = self._advance(text, logits_BV[number], temperature, top_p, stop)
+                        slots[number] = self._advance(text, drawn[number], stop)
         return [Completion(text.text, len(text.prompt), len(text.made), text.finish) for text in texts]
 
-    def _advance(
-        self, text: "_Text", logits_V: Tensor, temperature: float, top_p: float, stop: Sequence[str]
-    ) -> "_Text | None":
-        """Add a token to a text; return it, or None when it has ended."""
-        uniform = text.random.random()
+    def _draw(self, logits_BV: Tensor, texts: Sequence["_Text | None"], temperature: float, top_p: float) -> list[int]:
+        """Return a token for each text, by its own next random number."""
+        uniforms = [0.5 if text is None else text.random.random() for text in texts]
         # The embedding may have rows that no token stands for.
-        known = logits_V[: self._tokenizer.size].float()
-        token = draw(known, temperature=temperature, top_p=top_p, uniform=uniform)
+        known_BV = logits_BV[:, : self._tokenizer.size]
+        return draw(known_BV, temperature=temperature, top_p=top_p, uniforms_B=uniforms)
+
+    def _advance(self, text: "_Text", token: int, stop: Sequence[str]) -> "_Text | None":
+        """Add a token to a text; return it, or None when it has ended."""
         text.made.append(token)
         if token == self._tokenizer.end:
             text.text, text.finish = self._tokenizer.decode(text.made[:-1]), "stop"

@@ -61,7 +61,7 @@ def mutants(source: str, random: Random, count: int) -> Iterator[str]:
         yield ast.unparse(tree) + "\n"
 
 
-def label(verifier: PassesTests, topic: str, item: Item, answers: list[str], count: int = 300) -> list[bool]:
+def label(verifier: PassesTests, topic: str, item: Item, answers: list[str], count: int = 1000) -> list[bool]:
     """Say of each answer whether it is right, by many more tests than the item has frozen."""
     random, function = Random(99), TOPICS[topic].function
     values = next(

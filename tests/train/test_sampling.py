@@ -21,23 +21,29 @@ def test_drawing_follows_the_distribution() -> None:
     probabilities = torch.tensor([0.1, 0.4, 0.05, 0.25, 0.2])
     logits = probabilities.log()
     points = [(step + 0.5) / 1000 for step in range(1000)]
-    drawn = [draw(logits, temperature=1.0, top_p=1.0, uniform=point) for point in points]
+    many = logits.expand(1000, 5)
+    drawn = draw(many, temperature=1.0, top_p=1.0, uniforms_B=points)
     assert [drawn.count(token) for token in range(5)] == pytest.approx([100, 400, 50, 250, 200], abs=1)
     # 0.4 + 0.25 < 0.8 <= 0.4 + 0.25 + 0.2: three tokens are left, in their proportions.
-    nucleus = [draw(logits, temperature=1.0, top_p=0.8, uniform=point) for point in points]
+    nucleus = draw(many, temperature=1.0, top_p=0.8, uniforms_B=points)
     expected = [0, 1000 * 0.4 / 0.85, 0, 1000 * 0.25 / 0.85, 1000 * 0.2 / 0.85]
     assert [nucleus.count(token) for token in range(5)] == pytest.approx(expected, abs=1)
-    assert {draw(logits, temperature=0, top_p=0.1, uniform=point) for point in points[::100]} == {1}
-    sharp = [draw(logits, temperature=0.5, top_p=1.0, uniform=point) for point in points]
+    assert set(draw(many, temperature=0, top_p=0.1, uniforms_B=points)) == {1}
+    assert draw(many[:2], temperature=1.0, top_p=1.0, uniforms_B=[0.0, 1 - 2**-53]) == [0, 4]
+    assert draw(many[:2], temperature=1.0, top_p=0.8, uniforms_B=[0.0, 1 - 2**-53]) == [1, 4]
+    sharp = draw(many, temperature=0.5, top_p=1.0, uniforms_B=points)
     squares = probabilities**2 / (probabilities**2).sum()
     assert [sharp.count(token) for token in range(5)] == pytest.approx((1000 * squares).tolist(), abs=1)
 
 
 def test_top_p_looks_beyond_the_likeliest_tokens() -> None:
-    flat = torch.zeros(5000)
-    drawn = {draw(flat, temperature=1.0, top_p=0.5, uniform=(step + 0.5) / 200) for step in range(200)}
-    assert len(drawn) == 200
-    assert max(drawn) < 2500  # ties go to the first
+    flat, peaked = torch.zeros(5000), torch.zeros(5000)
+    peaked[7] = 20.0
+    points = [(step + 0.5) / 200 for step in range(200)]
+    drawn = draw(torch.stack([flat, peaked] * 100), temperature=1.0, top_p=0.5, uniforms_B=points)
+    assert len(set(drawn[::2])) == 100
+    assert max(drawn[::2]) < 2500  # ties go to the first
+    assert set(drawn[1::2]) == {7}
 
 
 def _model(overrides: list[str]) -> Any:

@@ -25,7 +25,7 @@ class Topic:
     arguments: Callable[[Random, Mapping[str, Any]], Sequence[Any]]
 
 
-def _numbers(random: Random, low: int = -20, high: int = 20, most: int = 9, near: int | None = None) -> list[int]:
+def _numbers(random: Random, low: int = -20, high: int = 20, most: int = 18, near: int | None = None) -> list[int]:
     """Draw numbers, a third of them about `near`, where a program that is off by one is wrong."""
     count = random.choice([0, 1, 2, 5, most])
     return [
@@ -50,21 +50,21 @@ def _word(random: Random, letters: str = "abcdeABC xyz", most: int = 12) -> str:
 TOPICS: dict[str, Topic] = {
     "sums": Topic(
         "sum_multiples",
-        lambda random: {"k": random.randint(2, 9)},
+        lambda random: {"k": random.randint(2, 40)},
         "Return the sum of those numbers of the list `numbers` that are divisible by {k}.",
         "def sum_multiples(numbers):\n    return sum(number for number in numbers if number % {k} == 0)\n",
-        lambda random, _: [_numbers(random)],
+        lambda random, values: [_numbers(random, near=values["k"] * random.randint(-2, 3))],
     ),
     "counting": Topic(
         "count_above",
-        lambda random: {"k": random.randint(-5, 9)},
+        lambda random: {"k": random.randint(-15, 19)},
         "Return how many numbers of the list `numbers` are greater than {k}.",
         "def count_above(numbers):\n    return sum(1 for number in numbers if number > {k})\n",
         lambda random, values: [_numbers(random, near=values["k"])],
     ),
     "lists": Topic(
         "rotate_left",
-        lambda random: {"k": random.randint(1, 7)},
+        lambda random: {"k": random.randint(1, 12)},
         "Return the list `items` rotated to the left by {k} places; the list may be shorter than that, or empty.",
         "def rotate_left(items):\n    if not items:\n        return []\n    places = {k} % len(items)\n"
         "    return items[places:] + items[:places]\n",
@@ -82,15 +82,15 @@ TOPICS: dict[str, Topic] = {
     ),
     "windows": Topic(
         "largest_window",
-        lambda random: {"k": random.randint(2, 5)},
+        lambda random: {"k": random.randint(2, 7)},
         "Return the largest sum of {k} neighbouring numbers of the list `numbers`, or None if it is shorter than that.",
         "def largest_window(numbers):\n    if len(numbers) < {k}:\n        return None\n"
         "    return max(sum(numbers[start:start + {k}]) for start in range(len(numbers) - {k} + 1))\n",
-        lambda random, _: [_numbers(random)],
+        lambda random, _: [_numbers(random, random.choice([-20, -9]), random.choice([20, -1]))],
     ),
     "chunks": Topic(
         "chunks",
-        lambda random: {"k": random.randint(2, 5)},
+        lambda random: {"k": random.randint(2, 8)},
         "Return the list `items` cut into lists of {k} entries; the last one may be shorter.",
         "def chunks(items):\n    return [items[start:start + {k}] for start in range(0, len(items), {k})]\n",
         lambda random, _: [_numbers(random)],
@@ -109,23 +109,27 @@ TOPICS: dict[str, Topic] = {
     ),
     "text": Topic(
         "long_words",
-        lambda random: {"k": random.randint(2, 5)},
+        lambda random: {"k": random.randint(2, 8)},
         "Return the words of `text`, separated by blanks, that have at least {k} letters, in their order.",
         "def long_words(text):\n    return [word for word in text.split() if len(word) >= {k}]\n",
-        lambda random, _: [" ".join(_word(random, "abcde", 6) for _ in range(random.randint(0, 6)))],
+        lambda random, values: [
+            " ".join(
+                "a" * (values["k"] + random.randint(-2, 2)) + random.choice("bcd") for _ in range(random.randint(0, 6))
+            )
+        ],
     ),
     "frequencies": Topic(
         "frequent",
-        lambda random: {"k": random.randint(2, 3)},
+        lambda random: {"k": random.randint(2, 6)},
         "Return a dictionary from each character that `text` has at least {k} times to how often it has it.",
         "def frequent(text):\n    counts = {{}}\n    for character in text:\n"
         "        counts[character] = counts.get(character, 0) + 1\n"
         "    return {{character: count for character, count in counts.items() if count >= {k}}}\n",
-        lambda random, _: [_word(random, "aabbcd")],
+        lambda random, _: [_word(random, "aaabbcd", 24)],
     ),
     "digits": Topic(
         "digit_sum",
-        lambda random: {"k": random.choice([2, 3, 5, 7, 8, 9, 16])},
+        lambda random: {"k": random.randint(2, 36)},
         "Return the sum of the digits of the number `number`, which is 0 or more, written in base {k}.",
         "def digit_sum(number):\n    total = 0\n    while number:\n        total += number % {k}\n"
         "        number //= {k}\n    return total\n",
@@ -133,7 +137,7 @@ TOPICS: dict[str, Topic] = {
     ),
     "primes": Topic(
         "primes_between",
-        lambda random: {"k": random.randint(2, 30)},
+        lambda random: {"k": random.randint(2, 60)},
         "Return the list of all prime numbers from {k} to `last`, both included.",
         "def primes_between(last):\n    primes = []\n    for number in range({k}, last + 1):\n        divisor = 2\n"
         "        while divisor * divisor <= number and number % divisor:\n            divisor += 1\n"
@@ -142,7 +146,7 @@ TOPICS: dict[str, Topic] = {
     ),
     "sequences": Topic(
         "collatz_steps",
-        lambda random: {"a": random.choice([3, 3, 5]), "k": random.randint(20, 60)},
+        lambda random: {"a": random.choice([3, 3, 5]), "k": random.randint(10, 99)},
         "A number that is even is halved, and one that is odd is multiplied by {a} and 1 is added. Return how many of "
         "these steps lead from the number `start`, which is 1 or more, to 1, but never more than {k}.",
         "def collatz_steps(start):\n    steps = 0\n    while start != 1 and steps < {k}:\n"
@@ -151,7 +155,7 @@ TOPICS: dict[str, Topic] = {
     ),
     "pairs": Topic(
         "pairs_with_sum",
-        lambda random: {"k": random.randint(-4, 15)},
+        lambda random: {"k": random.randint(-8, 20)},
         "Return the number of pairs of places i < j in the list `numbers` whose numbers add up to {k}.",
         "def pairs_with_sum(numbers):\n    count = 0\n    for i in range(len(numbers)):\n"
         "        for j in range(i + 1, len(numbers)):\n            if numbers[i] + numbers[j] == {k}:\n"
@@ -160,7 +164,7 @@ TOPICS: dict[str, Topic] = {
     ),
     "matrices": Topic(
         "column_sums",
-        lambda random: {"k": random.randint(2, 6)},
+        lambda random: {"k": random.randint(2, 40)},
         "Return the list of the sums of the columns of `rows`, a list of lists of equal length, each sum multiplied "
         "by {k}. Of no rows, return an empty list.",
         "def column_sums(rows):\n    return [{k} * sum(column) for column in zip(*rows)]\n",
@@ -172,7 +176,7 @@ TOPICS: dict[str, Topic] = {
     ),
     "intervals": Topic(
         "merge",
-        lambda random: {"k": random.randint(0, 2)},
+        lambda random: {"k": random.randint(0, 9)},
         "Return the intervals of the list `intervals`, each a tuple (first, last) with first <= last, in order, with "
         "those merged that overlap or lie at most {k} apart. Return tuples.",
         "def merge(intervals):\n    merged = []\n    for first, last in sorted(intervals):\n"
@@ -180,7 +184,7 @@ TOPICS: dict[str, Topic] = {
         "            merged[-1] = (merged[-1][0], max(merged[-1][1], last))\n"
         "        else:\n            merged.append((first, last))\n    return merged\n",
         lambda random, _: [
-            [(start := random.randint(0, 20), start + random.randint(0, 4)) for _ in range(random.randint(0, 5))]
+            [(start := random.randint(0, 40), start + random.randint(0, 4)) for _ in range(random.randint(0, 9))]
         ],
     ),
     "brackets": Topic(

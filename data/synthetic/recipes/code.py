@@ -9,6 +9,7 @@ from random import Random
 from typing import Any
 
 from isthmus.config import key
+from isthmus.data.extras import need
 from isthmus.data.synthetic.code.tasks import TOPICS
 from isthmus.data.synthetic.code.tests import Test, encode, read_assertion, too_weak
 from isthmus.data.synthetic.code.text import code_of, fenced
@@ -32,7 +33,7 @@ class CodeOptions:
     tasks: str | None = key(
         None, "your own tasks instead: .jsonl with question, function, tests (assertions), and id and topic if you like"
     )
-    tests: int = key(60, "tests frozen for each task of a topic")
+    tests: int = key(150, "tests frozen for each task of a topic")
     instructions: bool = key(True, "begin prompts with instructions; without, a model continues as documents go on")
     seconds: int = key(5, "CPU time that a candidate may take for all its tests")
     memory_bytes: int = key(256 << 20, "memory that it may take")
@@ -56,9 +57,10 @@ class CodeRecipe:
                 raise UserError(f"is {getattr(options, name)}", where=f"data.options.{name}", fix=f"{least} or more")
         if not options.topics and options.tasks is None:
             raise UserError("is empty", where="data.options.topics", fix="name some, or give tasks")
+        need("pyflakes.checker", "'isthmus[synthetic]'")
         self._own = _read_tasks(Path(options.tasks).expanduser()) if options.tasks is not None else None
         limits = Limits(
-            cpu_seconds=options.seconds, wall_seconds=4.0 * options.seconds, memory_bytes=options.memory_bytes
+            cpu_seconds=options.seconds, wall_seconds=10.0 * options.seconds, memory_bytes=options.memory_bytes
         )
         self._sandbox = Sandbox()
         self.verifiers: Sequence[Verifier] = (Parses(), PassesTests(self._sandbox, limits))

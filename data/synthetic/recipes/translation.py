@@ -67,7 +67,7 @@ class TranslationRecipe:
                 )
         self._own = _read_programs(Path(options.programs).expanduser()) if options.programs is not None else None
         self._limits = Limits(
-            cpu_seconds=options.seconds, wall_seconds=4.0 * options.seconds, memory_bytes=options.memory_bytes
+            cpu_seconds=options.seconds, wall_seconds=10.0 * options.seconds, memory_bytes=options.memory_bytes
         )
         self._sandbox = Sandbox(self._languages)
         self.verifiers: Sequence[Verifier] = (PrintsTheSame(self._sandbox, self._limits),)

@@ -67,7 +67,8 @@ class Sandbox:
         """Run a program when a slot is free; blocks until it has ended.
 
         Raises:
-            SandboxFailed: the sandbox broke down under it several times.
+            UserError: a wall does not hold here, or the sandbox broke down under the program several times.
+            SandboxFailed: it was closed.
         """
         self.open()
         for attempt in range(1, _ATTEMPTS + 1):
@@ -75,10 +76,16 @@ class Sandbox:
                 slot = self._take()
                 try:
                     outcome = slot.run(job)
-                except SandboxFailed:
+                except SandboxFailed as error:
                     self._discard(slot)
-                    if attempt == _ATTEMPTS or self._closed:
+                    if self._closed:
                         raise
+                    if attempt == _ATTEMPTS:
+                        raise UserError(
+                            f"broke down {attempt} times under a program ({error})",
+                            where="sandbox",
+                            fix="the machine may be short of memory or processes; the same command goes on",
+                        ) from None
                 except BaseException:
                     self._discard(slot)
                     raise
