@@ -31,6 +31,10 @@ class PhaseAccount:
     sources: dict[str, Served]
     quotas: list[dict[str, int]] = field(default_factory=list)  # of each of its segments
 
+    def real_share(self, synthetic: Mapping[str, bool]) -> float:
+        """Return the fraction of its tokens that no synthetic source gives."""
+        return 1 - sum(served.share for name, served in self.sources.items() if synthetic.get(name))
+
 
 @dataclass(frozen=True)
 class Account:
@@ -84,11 +88,11 @@ def account(mixture: Mixture, synthetic: Mapping[str, bool], real_floor: float) 
         if not served_all.tokens:
             warnings.append(f"{name} gives nothing")
     for entry in [*phases]:
-        artificial = sum(served.share for name, served in entry.sources.items() if synthetic.get(name))
-        if artificial > 1 - real_floor + 1e-9:
+        real = entry.real_share(synthetic)
+        if real < real_floor - 1e-9:
             warnings.append(
-                f"{entry.name}: {artificial:.0%} synthetic leaves {1 - artificial:.0%} real data, below the floor of "
-                f"{real_floor:.0%} (data.real_floor)"
+                f"{entry.name}: {1 - real:.0%} synthetic leaves {real:.0%} real data, below the floor of "
+                f"{real_floor:.0%} (data.real_floor): training refuses that"
             )
     for name, source in mixture.sources.items():
         if source.fill < 1:

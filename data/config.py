@@ -34,7 +34,9 @@ class SourceConfig:
         ".idx, or file, folder or glob of .txt, .md, .jsonl, .vtt or .srt (null: embedded corpus)",
     )
     only: str | None = key(None, "one source of a prepared folder that holds several (null: all of them)")
-    kind: DataKind = key(DataKind.text, "web, transcripts, text, synthetic: the last does not count as real data")
+    kind: DataKind = key(
+        DataKind.text, "web, transcripts, text, synthetic: the last, as what `synthesize` wrote, is not real data"
+    )
     weight: float = key(1.0, "share of the samples, relative to the other sources; 0: only in phases that name it")
     max_epochs: float | None = key(None, "never pass over the source more often: its share goes to the others")
 
@@ -59,7 +61,9 @@ class DataConfig:
     )
     temperature: float = key(1.0, "T of mixing=temperature: 1 mixes in proportion, a large one equally")
     unimax_epochs: float = key(4.0, "the most epochs of a source in mixing=unimax")
-    real_floor: float = key(0.5, "warn where less than this fraction of the tokens is real data (not synthetic)")
+    real_floor: float = key(0.5, "refuse to train a phase with less than this fraction of real data (not synthetic)")
+    benchmarks: list[str] = key([], "files that every source must have been decontaminated against; others are refused")
+    benchmark_ngram: int = key(13, "words in a row that no source may share with them")
     vocab_size: int | None = key(None, "size of the byte-level BPE trained on the corpus (the model's, at most 8192)")
     tokenizer: str | None = key(None, "tokenizer file for text sources (null: that of the shards, or trained on them)")
     held_out: float = key(0.05, "fraction of every source kept for evaluation, whole documents")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from isthmus.data.admission import Benchmarks
 from isthmus.data.config import DataConfig, DataKind, Mixing, Packing, SourceConfig
 from isthmus.data.documents import Document, read_source, split_held_out
 from isthmus.data.mixture import MixSource, Mixture, phases_of
@@ -34,6 +35,7 @@ class Source:
     train: Stream
     held_out: Stream
     fingerprint: str
+    made: bool = False  # by `isthmus data synthesize`, whatever the configuration calls it
 
     @property
     def fill(self) -> float:
@@ -42,7 +44,7 @@ class Source:
 
     @property
     def synthetic(self) -> bool:
-        return self.config.kind is DataKind.synthetic
+        return self.made or self.config.kind is DataKind.synthetic
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def build_corpus(config: DataConfig, vocab_size: int, sequence_length: int | Non
 
     Raises:
         UserError: no sources, an unreadable or empty one, a weight that is negative, sources of different tokenizers,
-            an unwritable cache, no table of packed windows.
+            an unwritable cache, no table of packed windows, or a source that may hold a benchmark's words.
     """
     _validate(config)
     packed_for = sequence_length if config.packing is Packing.best_fit else None
@@ -80,13 +82,17 @@ def build_corpus(config: DataConfig, vocab_size: int, sequence_length: int | Non
             where=f"data.sources.{text_sources[0]}",
             fix="give what `isthmus data prepare` makes of it, or set data.packing=stream",
         )
+    benchmarks = Benchmarks(config.benchmarks, config.benchmark_ngram)
+    if benchmarks:
+        for name, opened in shards.items():
+            benchmarks.check_shards(name, opened.decontaminated)
     made_by = _tokenizer_of(shards)
     if shards and len(shards) == len(config.sources):
         text = load_text_tokenizer(config.tokenizer) if config.tokenizer else None
         corpus = _of_text(config, {}, made_by.get("size") or (text.size if text else vocab_size), None, cache)
         corpus = Corpus({}, corpus.vocab_size, made_by.get("end", text.end if text else None))
     else:
-        corpus = _text_corpus(config, shards, made_by, vocab_size, cache)
+        corpus = _text_corpus(config, shards, made_by, vocab_size, cache, benchmarks)
     if corpus.vocab_size > vocab_size:
         raise UserError(
             f"the tokens are of a vocabulary of {corpus.vocab_size}, and the model's embedding has {vocab_size} rows",
@@ -97,7 +103,7 @@ def build_corpus(config: DataConfig, vocab_size: int, sequence_length: int | Non
     for name, opened in shards.items():
         wanted = min(int(config.held_out * opened.tokens), config.held_out_tokens)
         train, held_out = opened.split(wanted, sequence_length)
-        sources[name] = Source(name, config.sources[name], train, held_out, opened.fingerprint)
+        sources[name] = Source(name, config.sources[name], train, held_out, opened.fingerprint, opened.synthetic)
     return Corpus(dict(sorted(sources.items())), corpus.vocab_size, corpus.end, corpus.tokenizer)
 
 
@@ -181,13 +187,20 @@ def _tokenizer_of(shards: dict[str, ShardSource]) -> dict[str, Any]:
 
 
 def _text_corpus(
-    config: DataConfig, shards: dict[str, ShardSource], made_by: dict[str, Any], vocab_size: int, cache: Path
+    config: DataConfig,
+    shards: dict[str, ShardSource],
+    made_by: dict[str, Any],
+    vocab_size: int,
+    cache: Path,
+    benchmarks: Benchmarks,
 ) -> Corpus:
-    splits = {
-        name: split_held_out(read_source(name, source.path), config.held_out)
-        for name, source in sorted(config.sources.items())
-        if name not in shards
-    }
+    splits = {}
+    for name, source in sorted(config.sources.items()):
+        if name not in shards:
+            documents = read_source(name, source.path)
+            if benchmarks:
+                benchmarks.check_texts(name, documents)
+            splits[name] = split_held_out(documents, config.held_out)
     given = config.tokenizer or next((_beside(source) for source in shards.values() if _beside(source)), None)
     if given is None and shards:
         raise UserError("is needed for text beside shards", where="data.tokenizer", fix="give the shards' tokenizer")

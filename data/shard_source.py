@@ -23,7 +23,7 @@ _SAMPLED_BLOCKS, _SAMPLE_BYTES = 64, 4_096
 
 @dataclass(frozen=True)
 class ShardSource:
-    """All shards of a source; `tokenizer` is what the manifest says of it (empty for a bare prefix).
+    """All shards of a source; what the manifest says of it is empty for a bare prefix.
 
     Args:
         tables: of the shards' packed windows, where samples are to be made of those.
@@ -36,6 +36,8 @@ class ShardSource:
     tokenizer: dict[str, Any] = field(default_factory=dict)
     folder: Path | None = None
     tables: Sequence[Table] = ()
+    synthetic: bool = False
+    decontaminated: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:
@@ -130,7 +132,17 @@ def _open_dataset(path: str, only: str | None, reader: Reader, where: str, packe
         raise UserError(f"{path} has no token", where=where, fix="prepare it anew")
     _same_type(parts, where)
     folder = None if "://" in path else Path(root)
-    return ShardSource(parts, reader, digest.hexdigest()[:24], manifest["tokenizer"], folder, tables)
+    kinds: dict[str, str] = manifest.get("kinds", {})
+    return ShardSource(
+        parts,
+        reader,
+        digest.hexdigest()[:24],
+        manifest["tokenizer"],
+        folder,
+        tables,
+        synthetic=any(kind == "synthetic" for name, kind in kinds.items() if only in (None, name)),
+        decontaminated=manifest.get("decontaminated", {}),
+    )
 
 
 def _part(root: str, entry: dict[str, Any]) -> tuple[Part, str]:

@@ -65,6 +65,11 @@ def load_text_tokenizer(path: str | None, end_of_document: str | None = None) ->
     return loaded
 
 
+def of_content(content: bytes, name: str) -> TextTokenizer:
+    """Return the tokenizer that the content of a `.json` file describes."""
+    return _HuggingFace(content, name, None)
+
+
 class _HuggingFace:
     def __init__(self, content: bytes, name: str, end: str | None) -> None:
         from tokenizers import Tokenizer

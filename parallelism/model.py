@@ -32,11 +32,20 @@ from isthmus.parallelism.topology import head_dim, padded_vocab_size
 
 
 def transformer_config(
-    model: ModelConfig, parallel: ParallelConfig, precision: Precision, fp8_recipe: Fp8Recipe, deterministic: bool
+    model: ModelConfig,
+    parallel: ParallelConfig,
+    precision: Precision,
+    fp8_recipe: Fp8Recipe,
+    deterministic: bool,
+    *,
+    own_layers: bool = False,
 ) -> TransformerConfig:
-    """Translate to Megatron's configuration. Initial weights are isthmus' own, so Megatron's are not drawn."""
+    """Translate to Megatron's configuration. Initial weights are isthmus' own, so Megatron's are not drawn.
+
+    `own_layers`: take isthmus' layers also where transformer-engine's could be had.
+    """
     _bring_fused_weight_gradient()
-    transformer_engine = has_transformer_engine()
+    transformer_engine = has_transformer_engine() and not own_layers
     dtype = torch.float32 if precision is Precision.fp32 else torch.bfloat16
     virtual = parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None
     on_gpu = torch.cuda.is_available()
@@ -98,6 +107,7 @@ def transformer_config(
         **optional,
     )
     config.rotary_base = model.rope_base
+    config.own_layers = not transformer_engine
     if not transformer_engine:
         # Megatron's switch for "the specification brings an activation module", which ours does.
         config.use_te_activation_func = True
@@ -127,7 +137,7 @@ def build_chunks(
             post_process=last,
             share_embeddings_and_output_weights=model.tied_embeddings,
             # Without transformer-engine the rotation is RotaryAttention's.
-            position_embedding_type="rope" if has_transformer_engine() else "none",
+            position_embedding_type="none" if config.own_layers else "rope",
             rotary_base=model.rope_base,
             pg_collection=groups,
             vp_stage=virtual_stage,
@@ -140,11 +150,15 @@ def build_chunks(
 class LanguageModel(GPTModel):
     """GPTModel whose output layer and loss are one where tensor parallelism does not split the vocabulary."""
 
+    last_token_only = False  # compute no logits but those after the last token
+
     def _postprocess(
         self, hidden_states: Tensor, *, labels: Tensor | None, loss_mask: Tensor | None, **rest: Any
     ) -> Tensor:
         """Return the loss of each token, (B, S), on the last stage; what Megatron returns in all other cases."""
         fused = self.config.tensor_model_parallel_size == 1 and not self.config.cross_entropy_loss_fusion
+        if self.last_token_only:
+            hidden_states = hidden_states[-1:]
         if not (self.post_process and fused and labels is not None and loss_mask is not None):
             return super()._postprocess(hidden_states, labels=labels, loss_mask=loss_mask, **rest)
         tied_here = self.share_embeddings_and_output_weights and self.pre_process
@@ -168,7 +182,7 @@ def _bring_fused_weight_gradient() -> None:
 
 
 def _layer_specification(config: TransformerConfig, virtual_stage: int | None) -> Any:
-    if has_transformer_engine():
+    if not config.own_layers:
         return get_gpt_layer_with_transformer_engine_spec(
             num_experts=config.num_moe_experts, moe_grouped_gemm=config.moe_grouped_gemm
         )

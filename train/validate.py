@@ -86,12 +86,17 @@ def plan_run(config: Config, world_size: int, local_world_size: int | None = Non
     )
 
 
-def load_corpus(config: Config, plan: Plan) -> "tuple[Corpus, Mixture]":
+def load_corpus(config: Config, plan: Plan, *, admit: bool = True) -> "tuple[Corpus, Mixture]":
     """Open the sources and plan their mixture, and refuse them if they cannot feed the run.
+
+    Args:
+        admit: refuse a mixture with too little real data as well.
 
     Raises:
         UserError: naming the source.
     """
+    from isthmus.data.accounting import account
+    from isthmus.data.admission import check_real_share
     from isthmus.data.corpus import build_corpus  # late, with torch: a wrong key should not wait for it
     from isthmus.data.loader import validate_corpus
 
@@ -105,6 +110,9 @@ def load_corpus(config: Config, plan: Plan) -> "tuple[Corpus, Mixture]":
         seed=config.train.seed,
         held_out=config.eval.every_steps > 0,
     )
+    synthetic = {name: source.synthetic for name, source in corpus.sources.items()}
+    if admit and any(synthetic.values()):
+        check_real_share(account(mixture, synthetic, config.data.real_floor), synthetic, config.data.real_floor)
     return corpus, mixture
 
 

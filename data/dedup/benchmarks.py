@@ -1,5 +1,6 @@
 """Documents that hold a benchmark's words: n-grams of 13, as in GPT-3 (Brown et al., arXiv 2005.14165, appendix C)."""
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -58,6 +59,19 @@ def load_benchmarks(files: Sequence[str], ngram: int) -> BenchmarkNgrams:
             f"hold no text of {min(SHORTEST_NGRAM, ngram)} words", where="data.decontaminate.files", fix="check them"
         )
     return loaded
+
+
+def benchmark_hashes(files: Sequence[str], ngram: int) -> dict[str, list[str]]:
+    """Return the SHA-256 of benchmark files by the length of the n-grams that they were compared by.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    try:
+        hashes = [hashlib.sha256(Path(file).expanduser().read_bytes()).hexdigest() for file in files]
+    except OSError as error:
+        raise UserError(f"cannot be read: {error}", where="data.benchmarks", fix="give .txt or .jsonl files") from None
+    return {str(ngram): sorted(hashes)} if hashes else {}
 
 
 def _texts(path: Path) -> Iterator[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from isthmus.data.dedup.benchmarks import benchmark_hashes
 from isthmus.data.dedup.components import survivors
 from isthmus.data.dedup.pairs import Corpus
 from isthmus.data.prepare.assemble import ShardPlan, finished_shard, plan_shards
@@ -183,6 +184,7 @@ class _Preparation:
             tokenizer=describe(self._plan.tokenizer),
             inputs=self._plan.inputs,
             libraries=self._plan.libraries,
+            decontaminated=benchmark_hashes(self._data.decontaminate.files, self._data.decontaminate.ngram),
         )
         write_dataset_manifest(self._folder.out, manifest)
         self._folder.remove_work()

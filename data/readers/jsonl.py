@@ -59,11 +59,13 @@ def parse_line(line: bytes, file: str, offset: int, text_field: str, about_field
         text.encode()
     except UnicodeEncodeError:
         return Reject(file, offset, "invalid encoding: half of a surrogate pair")
-    return text_record(text, file, offset, row, about_fields)
+    record = text_record(text, file, offset, row, about_fields)
+    record.about.update({name: row[name] for name in about_fields if isinstance(row.get(name), list | dict)})
+    return record
 
 
 def text_record(text: str, file: str, offset: int, row: dict[str, Any], about_fields: Sequence[str]) -> Record:
-    """Return a record of text with what its row says about it."""
+    """Return a record of text with the plain values that its row says about it."""
     about = {name: row[name] for name in about_fields if isinstance(row.get(name), str | int | float)}
     url = next((row[name] for name in _URL_FIELDS if isinstance(row.get(name), str)), "")
     return Record(file, offset, Form.text, text, url=url.encode("utf-8", "replace").decode(), about=about)

@@ -85,6 +85,7 @@ def dataset_manifest(
     tokenizer: dict[str, Any],
     inputs: list[dict[str, Any]] | None = None,
     libraries: dict[str, str] | None = None,
+    decontaminated: dict[str, list[str]] | None = None,
 ) -> DatasetManifest:
     """Sum shards up by source."""
     sources: dict[str, dict[str, int]] = {}
@@ -101,4 +102,5 @@ def dataset_manifest(
         shards=[listed(shard) for shard in shards],
         inputs=inputs or [],
         libraries=libraries or {},
+        decontaminated=decontaminated or {},
     )

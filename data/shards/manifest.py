@@ -59,6 +59,9 @@ class DatasetManifest:
 
     `shards` are the shards' manifests with one digest in the place of each file's block hashes: to open a dataset,
     however many shards it has, this one file is read.
+
+    `kinds` names the sources that are synthetic; `decontaminated` the SHA-256 of the benchmarks whose words no document
+    shares, by the length of the n-grams that were compared.
     """
 
     tool: str
@@ -69,6 +72,8 @@ class DatasetManifest:
     format: int = FORMAT
     inputs: list[dict[str, Any]] = field(default_factory=list)
     libraries: dict[str, str] = field(default_factory=dict)
+    kinds: dict[str, str] = field(default_factory=dict)
+    decontaminated: dict[str, list[str]] = field(default_factory=dict)
 
 
 def record_file(path: Path, name: str | None = None) -> FileRecord:

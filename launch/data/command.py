@@ -10,6 +10,7 @@ _USAGE = """\
 isthmus data SUBVERB ...
 
   prepare    raw web archives, transcripts and texts to token shards: isthmus data prepare data=FILE.yaml out=DIR
+  synthesize synthetic text that is verified and judged: isthmus data synthesize data=RECIPE out=DIR
   mix        what a mixture will serve: isthmus data mix data=FILE.yaml train.tokens=N [--html FILE]
   where      the documents of a batch: isthmus data where RUN/SITE --step N [--rank R]
   audit      whether every sample was consumed once: isthmus data audit RUN
@@ -24,6 +25,7 @@ isthmus data SUBVERB ...
 
 _SUBVERBS = {
     "prepare": "prepare",
+    "synthesize": "synthesize",
     "mix": "mix",
     "where": "where",
     "audit": "audit",

@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
         print(_USAGE, end="")
         return EXIT_OK
     config = compose(Config, "train", words.rest)
-    corpus, mixture = load_corpus(config, plan_run(config, world_size=1))
+    corpus, mixture = load_corpus(config, plan_run(config, world_size=1), admit=False)
     synthetic = {name: source.synthetic for name, source in corpus.sources.items()}
     found = account(mixture, synthetic, config.data.real_floor)
     console = Console(stderr=words.flag("--json"), soft_wrap=True)

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from isthmus.parallelism.layers.cache import KeyValueCache
+
 
 class RotaryAttention(torch.nn.Module):
     """Megatron's `core_attention`: rotates queries and keys (RoFormer, arXiv 2104.09864), then attends causally.
@@ -20,6 +22,7 @@ class RotaryAttention(torch.nn.Module):
         self.rotary_base = config.rotary_base
         self.mask_documents = getattr(config, "mask_documents", False)
         self.reset_positions = getattr(config, "reset_positions", False)
+        self.cache: KeyValueCache | None = None  # while texts are continued: keys and values of earlier tokens
         self._angles: tuple[Tensor, Tensor] | None = None
 
     def forward(
@@ -36,6 +39,8 @@ class RotaryAttention(torch.nn.Module):
         `documents_BS` numbers each token's document; without it a sample is one document.
         """
         sequence, batch = query_SBND.shape[:2]
+        if self.cache is not None:
+            return self._continue(self.cache, query_SBND, key_SBGD, value_SBGD)
         cos, sin = self._rotary_angles(sequence, query_SBND)
         mask_B1SS = None
         if documents_BS is not None:
@@ -53,6 +58,20 @@ class RotaryAttention(torch.nn.Module):
             attn_mask=mask_B1SS,
             is_causal=mask_B1SS is None,
             enable_gqa=query_SBND.shape[2] != key_SBGD.shape[2],
+        )
+        return context_BNSD.permute(2, 0, 1, 3).reshape(sequence, batch, -1)
+
+    def _continue(self, cache: KeyValueCache, query_SBND: Tensor, key_SBGD: Tensor, value_SBGD: Tensor) -> Tensor:
+        """Attend to what the cache holds too; the new positions are its own."""
+        sequence, batch = query_SBND.shape[:2]
+        cos, sin = self._rotary_angles(cache.length, query_SBND)
+        places = cache.step.positions_B
+        if places is None:
+            cos, sin = cos[:sequence], sin[:sequence]
+        else:
+            cos, sin = cos[places][:, None, None], sin[places][:, None, None]
+        context_BNSD = cache.attend(
+            _Rotate.apply(query_SBND, cos, sin), _Rotate.apply(key_SBGD, cos, sin), value_SBGD.permute(1, 2, 0, 3)
         )
         return context_BNSD.permute(2, 0, 1, 3).reshape(sequence, batch, -1)
 

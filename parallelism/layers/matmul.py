@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_FEW_ROWS = 64
+
 
 def times_transposed(x: Tensor, weight_NK: Tensor) -> Tensor:
     """Return x @ weight.T, (..., N), from x (..., K): a linear layer forward."""
@@ -62,4 +64,6 @@ class Linear(torch.autograd.Function):
 
 
 def _onednn_is_faster(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype is torch.float32 and torch.backends.mkldnn.is_available()
+    # It lays a weight out anew for every product: with the few rows of texts that are continued, that is most of it.
+    few = torch.is_inference_mode_enabled() and x.numel() < _FEW_ROWS * x.shape[-1]
+    return not few and x.device.type == "cpu" and x.dtype is torch.float32 and torch.backends.mkldnn.is_available()

@@ -128,6 +128,25 @@ def flat(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def from_flat(schema: type[Schema], values: dict[str, Any], where: str) -> Schema:
+    """Return the configuration of which `flat(to_plain(...))` is `values`.
+
+    Raises:
+        UserError: a key or value that this version does not know.
+    """
+    nested: dict[str, Any] = {}
+    for name, value in values.items():
+        *sections, last = name.split(".")
+        section = nested
+        for part in sections:
+            section = section.setdefault(part, {})
+        section[last] = value
+    try:
+        return _to_schema(schema, cast(DictConfig, OmegaConf.merge(OmegaConf.structured(schema), nested)))
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
+        raise UserError(_first_line(error), where=where, fix="it is of another version of isthmus") from None
+
+
 def keys_of(schema: type, prefix: str = "") -> Iterator[tuple[str, str, str]]:
     """Yield (dotted key, default, help) for every leaf of the schema, in order of declaration."""
     for field in dataclasses.fields(schema):

@@ -111,7 +111,7 @@ def test_lines_become_records_at_their_bytes() -> None:
     records, rejects = split(read_jsonl(stream_of(content), "a.jsonl", Limits(), about_fields=["id", "nested"]))
     assert not rejects
     assert [(r.content, r.offset, r.url, r.about) for r in records] == [
-        ("one", 0, "http://a", {"id": 7}),
+        ("one", 0, "http://a", {"id": 7, "nested": {"x": 1}}),
         ("two\u2028still two", len(line("one", url="http://a", id=7, nested={"x": 1})) + 1, "", {}),
     ]
 

@@ -1,0 +1,1 @@
+"""What answers prompts: a server, a checkpoint, or nothing but the task itself."""

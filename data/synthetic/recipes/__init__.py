@@ -1,0 +1,1 @@
+"""Kinds of synthetic text, a module each."""

@@ -1,0 +1,1 @@
+"""What decides without a model whether a candidate is right."""

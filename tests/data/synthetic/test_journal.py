@@ -1,0 +1,75 @@
+"""The journal gives back what was written, whatever was torn off its end."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from isthmus.data.synthetic.journal import Answer, Journal, Refused, Spent
+from isthmus.data.synthetic.protocols import Completion, Verdict
+from isthmus.errors import UserError
+
+SAID = Completion("a \U0001f600 \u2028 text\nin lines", 3, 4, "stop")
+
+
+def write(path: Path) -> None:
+    journal = Journal(path)
+    journal.answers([(0, "k0", SAID, 0.5)])
+    journal.answers([(1, "k1", SAID, 0.25), (2, "k2", Refused("filtered"), 0.0)])
+    journal.verdict(1, "v1", Verdict(False, "wrong", {"stderr": "x"}))
+    journal.outcome(2, {"item": "two", "tries": []})
+    journal.outcome(0, {"item": "zero", "tries": [1]})
+    journal.close()
+
+
+def test_what_was_written_is_known_again(tmp_path: Path) -> None:
+    write(tmp_path / "j")
+    journal = Journal(tmp_path / "j")
+    assert journal.known(1, "k1") == SAID
+    assert journal.known(1, "v1") == Verdict(False, "wrong", {"stderr": "x"})
+    assert journal.known(0, "k0") is None, "a finished item's answers are forgotten"
+    assert journal.spent == Spent(requests=3, prompt_tokens=6, completion_tokens=8, cost=0.75)
+    assert [outcome["item"] for outcome in journal.finished(10)] == ["zero", "two"]
+    assert [outcome["item"] for outcome in journal.finished(2)] == ["zero"]
+    assert (journal.done(0, "zero"), journal.done(1, "one"), journal.done(9, "nine")) == (True, False, False)
+    with pytest.raises(UserError, match="item 0 was another one"):
+        journal.done(0, "nil")
+    journal.close()
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 1_000))
+def test_a_torn_end_is_cut_off_and_written_anew(cut: int) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "j")
+        write(path)
+        whole = path.read_bytes()
+        cut = min(cut, len(whole))
+        path.write_bytes(whole[: len(whole) - cut])
+        kept = whole[: len(whole) - cut].rpartition(b"\n")[0].count(b"\n") + (
+            1 if b"\n" in whole[: len(whole) - cut] else 0
+        )
+        journal = Journal(path)
+        batch: list[Answer | None] = [journal.known(1, "k1"), journal.known(2, "k2")]
+        if kept < 4:  # item 2 is not finished yet
+            assert batch in ([None, None], [SAID, Refused("filtered")]), "a batch is whole or not there"
+        journal.answers([(5, "k5", SAID, 0.0)])
+        journal.close()
+        lines = path.read_bytes().splitlines(keepends=True)
+        assert len(lines) == kept + 1
+        assert b"".join(lines[:-1]) == b"".join(whole.splitlines(keepends=True)[:kept])
+        again = Journal(path)
+        assert again.known(5, "k5") == SAID
+        again.close()
+
+
+def test_damage_elsewhere_is_refused_with_its_line(tmp_path: Path) -> None:
+    write(tmp_path / "j")
+    content = (tmp_path / "j").read_bytes().split(b"\n")
+    content[2] = content[2][:-9]
+    (tmp_path / "j").write_bytes(b"\n".join(content))
+    with pytest.raises(UserError, match="j:3: is damaged"):
+        Journal(tmp_path / "j")
