@@ -76,7 +76,9 @@ def scripted_model(path: Path) -> Callable[[Messages], str]:
         truth = known.get(messages[:2])
         if truth is None:
             return " ".join(messages[-1][1].split()[:12])
-        return f"{truth} 987654321" if len(messages) == 2 and _number(messages) % 3 == 0 else truth
+        if len(messages) == 2 and _number(messages) % 3 == 0:
+            return truth.replace("boxed{", "boxed{9") if "boxed{" in truth else f"{truth} 987654321"
+        return truth
 
     return answer
 
