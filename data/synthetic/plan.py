@@ -60,7 +60,8 @@ def plan_synthesis(
         tokenizer = load_text_tokenizer(data.tokenizer.path, data.tokenizer.end_of_document)
     recipe = build_recipe(data.recipe, data.options, _context(data, tokenizer))
     verifiers = [*recipe.verifiers, *build_verifiers(list(data.verifiers))]
-    generators, prices = {}, {}
+    generators: dict[str, Generator] = {}
+    prices: dict[str, GeneratorConfig] = {}
     wanted = {MAIN: (data.generator, "data.generator")}
     for name, judge in data.judges.members.items():
         wanted[name] = (judge.generator, f"data.judges.members.{name}.generator")
