@@ -27,7 +27,7 @@ def write_report(
     labels = sorted(statistics.examples, key=lambda label: (label != KEPT, -statistics.reasons[label], label))
     parts = [
         "<!doctype html><html lang='en'><head><meta charset='utf-8'><title>isthmus data synthesize</title>",
-        f"<style>{STYLE}</style><script>{need('plotly.offline').get_plotlyjs()}</script></head><body>",
+        f"<style>{STYLE}table + table {{ margin-top: 1.2em; }}</style><script>{need('plotly.offline').get_plotlyjs()}</script></head><body>",
         f"<h1>{html.escape(plan.data.recipe)}: {prepared.kept:,} documents from {statistics.items:,} tasks</h1>",
         f"<p>Generator {html.escape(generator.name)} <span class='place'>{generator.fingerprint}</span>. "
         f"{statistics.tries:,} tries, {statistics.accepted:,} accepted, {format_count(prepared.tokens)} tokens in the "
