@@ -133,7 +133,7 @@ class Questions:
         for sentence in sentences(str(prompt.facts["part"])):
             names = names_of(sentence)
             for word in re.findall(r"[A-Za-z\d][\w.-]*\w", sentence):
-                if (word.lower() in names or numbers_of(word)) and sentence.count(word) == 1:
+                if (word.lower() in names or numbers_of(word)) and _words(sentence).split().count(word.lower()) == 1:
                     found.append((sentence, word))
         if not found:
             words = str(prompt.facts["part"]).split()
