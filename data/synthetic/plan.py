@@ -71,13 +71,13 @@ def plan_synthesis(
     wanted = {MAIN: (data.generator, "data.generator")}
     for name, judge in data.judges.members.items():
         wanted[name] = (judge.generator, f"data.judges.members.{name}.generator")
-    for name, (settings, where) in wanted.items():
-        same = settings.kind is GeneratorKind.same
-        prices[name] = data.generator if same else settings
+    for name, (chosen, where) in wanted.items():
+        same = chosen.kind is GeneratorKind.same
+        prices[name] = data.generator if same else chosen
         generators[name] = (
             generators[MAIN]
             if same
-            else build_generator(settings, recipe, where=where, secrets=secrets, open_sampler=open_sampler)
+            else build_generator(chosen, recipe, where=where, secrets=secrets, open_sampler=open_sampler)
         )
     judges = [RubricJudge(name, judge.rubric) for name, judge in data.judges.members.items()]
     rules = Rules(
