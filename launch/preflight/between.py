@@ -1,0 +1,188 @@
+"""Between sites: every rank knocks at its counterparts' doors, and the first of each site measures the links.
+
+Pairs of sites take turns, so that no link is measured while another one of the same site is: S sites need S - 1 turns
+(S if odd), in each of which every site is busy with one other.
+"""
+
+import socket
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from isthmus.errors import UserError
+from isthmus.launch.preflight.board import Board
+from isthmus.launch.preflight.config import PreflightRunConfig
+from isthmus.launch.preflight.doors import HINTS, Door, knock
+from isthmus.launch.preflight.link import LinkEnd, measure
+from isthmus.launch.preflight.observe import Clock, Rank
+from isthmus.parallelism.sites.dialing import Listener, Party, dial, own_address
+from isthmus.parallelism.sites.lane import LaneError
+from isthmus.parallelism.sites.meeting import hosts_meeting, open_store, read_token
+from isthmus.parallelism.sites.validate import port_range, split_address
+from isthmus.train.config import run_name
+from isthmus.train.sites import shared_keys
+
+_PAUSE_SECONDS = 0.2
+_GRACE_SECONDS = 20.0  # beyond the wait that the user sets, for those who wait for somebody who waits
+_PEER_SECONDS = 60.0  # another pair's measurement may have to end first
+_DIAL_SECONDS = 15.0
+_OWN_KEYS = ("preflight.wait_seconds", "preflight.out")
+
+
+class Meeting:
+    """The place where the sites meet, from one rank's view; `failure` says why it cannot be reached."""
+
+    def __init__(self, config: PreflightRunConfig, rank: Rank) -> None:
+        self._config, self._rank = config, rank
+        self._deadline = time.monotonic() + config.preflight.wait_seconds
+        self.hosting = hosts_meeting(config.sites, rank.rank)
+        self.board: Board | None = None
+        self.failure: str | None = None
+        self.door = Door.open
+        self.present: dict[str, Any] = {}  # site -> what it said of itself
+
+    def open(self) -> "Meeting":
+        """Open the store or wait for it; never raises, so that it can run beside other checks."""
+        sites = self._config.sites
+        address = split_address(sites.store)
+        try:
+            while not self.hosting and (door := knock(address)) is not Door.open:
+                self.door = door
+                if time.monotonic() > self._deadline:
+                    self.failure = f"{sites.store}: {HINTS[door]}"
+                    return self
+                time.sleep(_PAUSE_SECONDS)
+            self.door = Door.open
+            store = open_store(sites, self.hosting, self._deadline + _GRACE_SECONDS, lambda line: None)
+            self.board = Board(store, sites.names, str(sites.name))
+        except Exception as error:
+            self.failure = str(error)
+        return self
+
+    def attend(self) -> None:
+        """Say who we are and learn who is here; the hosting site decides when the waiting ends."""
+        assert self.board is not None
+        config, board = self._config, self.board
+        if self._rank.rank == 0:
+            keys = {key: value for key, value in shared_keys(config, {}).items() if key not in _OWN_KEYS}
+            about = {"ranks": self._rank.size, "run": run_name(config), "streams": config.lane.streams, "config": keys}
+            board.post("site", about)
+        wait = max(self._deadline - time.monotonic(), 0.0) + 1.0
+        if self.hosting:
+            board.announce("roster", list(board.collect("site", wait)))
+        roster = board.hear("roster", wait + _GRACE_SECONDS) or []
+        self.present = board.collect("site", _GRACE_SECONDS, roster)
+
+    def leave(self) -> None:
+        """Let whoever hosts the store keep it until the others have read what they need."""
+        if self.board is None or self._rank.rank:
+            return
+        self.board.post("end", True)
+        if self.hosting:
+            self.board.collect("end", _GRACE_SECONDS, list(self.present))
+
+
+def turns(names: Sequence[str]) -> list[list[tuple[str, str]]]:
+    """Return all pairs, in turns in which no site is named twice (the circle method); the earlier site comes first."""
+    seats: list[str | None] = [*names, *([None] if len(names) % 2 else [])]
+    found = []
+    for _ in range(len(seats) - 1):
+        half = len(seats) // 2
+        opposite = zip(seats[:half], reversed(seats[half:]), strict=True)
+        pairs = [sorted((a, b), key=list(names).index) for a, b in opposite if a is not None and b is not None]
+        found.append([(a, b) for a, b in pairs])
+        seats = [seats[0], seats[-1], *seats[1:-1]]
+    return found
+
+
+def look_across(
+    meeting: Meeting, config: PreflightRunConfig, rank: Rank, clock: Clock, tell: Callable[[str], None]
+) -> dict[str, Any]:
+    """Return what this rank sees of its counterparts: {site: {...}}, or {"error": ...} if it cannot even listen."""
+    assert meeting.board is not None
+    sites, lane, board = config.sites, config.lane, meeting.board
+    found: dict[str, Any] = {}
+    with ExitStack() as stack:
+        try:
+            token = read_token(sites.token_file)
+            listener = Listener.open(
+                host=own_address(lane.interface, split_address(sites.store)),
+                port_range=port_range(lane),
+                buffer_bytes=lane.buffer_bytes,
+                congestion=lane.congestion,
+            )
+        except UserError as error:
+            board.post(f"address/{rank.rank}", None)
+            return {"error": str(error)}
+        stack.callback(listener.close)
+        datagrams = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        datagrams.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+        datagrams.bind((listener.address[0], 0))
+        board.post(f"address/{rank.rank}", [*listener.address, datagrams.getsockname()[1]])
+        for turn in turns(sites.names):
+            pair = next((pair for pair in turn if sites.name in pair), None)
+            if pair is None or not all(name in meeting.present for name in pair):
+                continue
+            other = pair[1] if pair[0] == sites.name else pair[0]
+            if rank.rank >= meeting.present[other]["ranks"]:
+                continue
+            streams = min(meeting.present[name]["streams"] for name in pair)
+            party = Party(
+                site=sites.names.index(str(sites.name)),
+                names=sites.names,
+                lane=rank.rank,
+                hello=b"preflight",
+                token=token,
+                streams=streams + 1,
+                buffer_bytes=lane.buffer_bytes,
+                congestion=lane.congestion,
+            )
+            if rank.rank == 0:
+                tell(f"measuring the link between {pair[0]} and {pair[1]}")
+            found[other] = _look_at(other, board, listener, datagrams, party, config, clock)
+    return found
+
+
+def _look_at(
+    other: str,
+    board: Board,
+    listener: Listener,
+    datagrams: socket.socket,
+    party: Party,
+    config: PreflightRunConfig,
+    clock: Clock,
+) -> dict[str, Any]:
+    there = board.collect(f"address/{party.lane}", _PEER_SECONDS, [other]).get(other)
+    if there is None:
+        return {"error": f"rank {party.lane} of {other} does not listen"}
+    host, port, datagram_port = there
+    calling = party.names.index(other) > party.site
+    topic = "/".join(["knock", *sorted((board.me, other)), str(party.lane)])
+    board.post(topic, {"door": knock((host, port)).name})
+    answer = board.collect(topic, _PEER_SECONDS, [board.me, other])
+    if other not in answer:
+        return {"error": f"rank {party.lane} of {other} stopped answering"}
+    out, back = Door[answer[board.me]["door"]], Door[answer[other]["door"]]
+    seen: dict[str, Any] = {
+        "address": f"{host}:{port}",
+        "own_address": f"{listener.address[0]}:{listener.address[1]}",
+        "calling": calling,
+        "door_there": out.name,
+        "door_here": back.name,
+    }
+    if (out if calling else back) is not Door.open:
+        return seen  # lanes could not be opened; what stands in the way is known
+    with ExitStack() as stack:
+        try:
+            connections = dial(listener, party, {party.names.index(other): (host, port)}, _DIAL_SECONDS)
+            sockets = [connections[party.names.index(other)][stream][0] for stream in range(party.streams)]
+            for connection in sockets:
+                stack.enter_context(connection)
+            if party.lane == 0:
+                end = LinkEnd(sockets[0], sockets[1:], datagrams, (host, datagram_port), calling)
+                keys = config.preflight
+                seen["link"] = measure(end, probes=keys.probes, seconds=keys.link_seconds, clock=clock)
+        except (OSError, LaneError, UserError) as error:
+            seen["error"] = str(error)
+    return seen
