@@ -12,7 +12,7 @@ from typing import Any
 
 from isthmus.errors import UserError
 from isthmus.launch.preflight.board import Board
-from isthmus.launch.preflight.config import PreflightRunConfig
+from isthmus.launch.preflight.config import PreflightConfig
 from isthmus.launch.preflight.doors import HINTS, Door, knock
 from isthmus.launch.preflight.link import LinkEnd, measure
 from isthmus.launch.preflight.observe import Clock, Rank
@@ -20,22 +20,21 @@ from isthmus.parallelism.sites.dialing import Listener, Party, dial, own_address
 from isthmus.parallelism.sites.lane import LaneError
 from isthmus.parallelism.sites.meeting import hosts_meeting, open_store, read_token
 from isthmus.parallelism.sites.validate import port_range, split_address
-from isthmus.train.config import run_name
+from isthmus.train.config import Config, run_name
 from isthmus.train.sites import shared_keys
 
 _PAUSE_SECONDS = 0.2
 _GRACE_SECONDS = 20.0  # beyond the wait that the user sets, for those who wait for somebody who waits
 _PEER_SECONDS = 60.0  # another pair's measurement may have to end first
 _DIAL_SECONDS = 15.0
-_OWN_KEYS = ("preflight.wait_seconds", "preflight.out")
 
 
 class Meeting:
     """The place where the sites meet, from one rank's view; `failure` says why it cannot be reached."""
 
-    def __init__(self, config: PreflightRunConfig, rank: Rank) -> None:
+    def __init__(self, config: Config, rank: Rank, wait_seconds: float) -> None:
         self._config, self._rank = config, rank
-        self._deadline = time.monotonic() + config.preflight.wait_seconds
+        self._deadline = time.monotonic() + wait_seconds
         self.hosting = hosts_meeting(config.sites, rank.rank)
         self.board: Board | None = None
         self.failure: str | None = None
@@ -65,7 +64,7 @@ class Meeting:
         assert self.board is not None
         config, board = self._config, self.board
         if self._rank.rank == 0:
-            keys = {key: value for key, value in shared_keys(config, {}).items() if key not in _OWN_KEYS}
+            keys = shared_keys(config, {})
             about = {"ranks": self._rank.size, "run": run_name(config), "streams": config.lane.streams, "config": keys}
             board.post("site", about)
         wait = max(self._deadline - time.monotonic(), 0.0) + 1.0
@@ -97,7 +96,12 @@ def turns(names: Sequence[str]) -> list[list[tuple[str, str]]]:
 
 
 def look_across(
-    meeting: Meeting, config: PreflightRunConfig, rank: Rank, clock: Clock, tell: Callable[[str], None]
+    meeting: Meeting,
+    config: Config,
+    keys: PreflightConfig,
+    rank: Rank,
+    clock: Clock,
+    tell: Callable[[str], None],
 ) -> dict[str, Any]:
     """Return what this rank sees of its counterparts: {site: {...}}, or {"error": ...} if it cannot even listen."""
     assert meeting.board is not None
@@ -140,7 +144,7 @@ def look_across(
             )
             if rank.rank == 0:
                 tell(f"measuring the link between {pair[0]} and {pair[1]}")
-            found[other] = _look_at(other, board, listener, datagrams, party, config, clock)
+            found[other] = _look_at(other, board, listener, datagrams, party, keys, clock)
     return found
 
 
@@ -150,7 +154,7 @@ def _look_at(
     listener: Listener,
     datagrams: socket.socket,
     party: Party,
-    config: PreflightRunConfig,
+    keys: PreflightConfig,
     clock: Clock,
 ) -> dict[str, Any]:
     there = board.collect(f"address/{party.lane}", _PEER_SECONDS, [other]).get(other)
@@ -181,7 +185,6 @@ def _look_at(
                 stack.enter_context(connection)
             if party.lane == 0:
                 end = LinkEnd(sockets[0], sockets[1:], datagrams, (host, datagram_port), calling)
-                keys = config.preflight
                 seen["link"] = measure(end, probes=keys.probes, seconds=keys.link_seconds, clock=clock)
         except (OSError, LaneError, UserError) as error:
             seen["error"] = str(error)

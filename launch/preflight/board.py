@@ -1,8 +1,9 @@
 """What ranks of a site, or sites, tell each other through a store. Every wait ends, and says who is missing."""
 
 import json
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -56,13 +57,23 @@ class Board:
         return True
 
 
-def site_store(rank: int, size: int, timeout_seconds: float) -> Store:
-    """Return the store of this rank's site, as torchrun or a launcher has set it up; alone, one in memory."""
+def site_store(rank: int, size: int, timeout_seconds: float, environment: Mapping[str, str] = os.environ) -> Store:
+    """Return the store of this rank's site, as torchrun or a launcher has set it up; alone, one in memory.
+
+    Unlike torch's own way to it, it does not wait for all ranks: one that never comes is what is to be found.
+    """
     import torch.distributed as dist
 
+    timeout = timedelta(seconds=timeout_seconds)
     if size == 1:
         return dist.HashStore()
-    store, _, _ = next(
-        dist.rendezvous("env://", rank=rank, world_size=size, timeout=timedelta(seconds=timeout_seconds))
+    if environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        store, _, _ = next(dist.rendezvous("env://", rank=rank, world_size=size, timeout=timeout))
+        return store
+    return dist.TCPStore(
+        environment["MASTER_ADDR"],
+        int(environment["MASTER_PORT"]),
+        is_master=rank == 0,
+        wait_for_workers=False,
+        timeout=timeout,
     )
-    return store

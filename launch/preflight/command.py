@@ -9,8 +9,9 @@ from pathlib import Path
 from isthmus.config import compose, to_yaml
 from isthmus.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_UNFIT, UserError
 from isthmus.files import write_atomically
-from isthmus.launch.preflight.config import PreflightRunConfig, validate_preflight
+from isthmus.launch.preflight.config import PreflightRunConfig, train_config, validate_preflight
 from isthmus.train.command import parse, print_help
+from isthmus.train.config import site_name
 from isthmus.train.validate import plan_run
 
 _PROCESSES = "launch.processes"
@@ -18,8 +19,8 @@ _USAGE = """\
 isthmus launch preflight [OPTION] [launch.processes=N] [GROUP=CHOICE] [KEY=VALUE] ...
 
 Look for what would stop or slow a run, on every rank and every link, before it starts. Give it the words of the run;
-of several sites, start it in each as the run is started, and each prints the whole table. On several machines of a site:
-torchrun [...] -m isthmus.launch.preflight [overrides]
+of several sites, start it in each as the run is started, and each prints the whole table. On several machines of a
+site: torchrun [...] -m isthmus.launch.preflight [overrides]
 
 Exit codes: 0 all passed or are worth a look, 86 something failed, 2 something in the input is wrong.
 
@@ -47,7 +48,7 @@ def main(words: Sequence[str]) -> int:
             print(to_yaml(config), end="")
             return EXIT_OK
         validate_preflight(config.preflight)
-        plan_run(config, world_size=processes)
+        plan_run(train_config(config), world_size=processes)
     except UserError as error:
         print(f"isthmus: {error}", file=sys.stderr)
         return error.exit_code
@@ -65,13 +66,12 @@ def _run(config: PreflightRunConfig, processes: int, options: list[str]) -> int:
         resolved = Path(folder, "config.yaml")
         write_atomically(resolved, to_yaml(config).encode())
         try:
-            rank, code = run_ranks(
-                processes, ["-m", "isthmus.launch.preflight", "--config", str(resolved), *options]
-            )
+            rank, code = run_ranks(processes, ["-m", "isthmus.launch.preflight", "--config", str(resolved), *options])
         except (KeyboardInterrupt, SignalException):
             return EXIT_INTERRUPTED
     if code < 0:
-        print(f"isthmus: rank {rank} of {config.sites.name or 'this site'} ended by {signal.Signals(-code).name}", file=sys.stderr)
+        name = signal.Signals(-code).name
+        print(f"isthmus: rank {rank} of {site_name(config)} ended by {name}", file=sys.stderr)
         return EXIT_UNFIT
     return code
 

@@ -1,7 +1,7 @@
 """Configuration of a preflight: `preflight.*` on the command line of `isthmus launch preflight`."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from isthmus.config import key
 from isthmus.errors import UserError
@@ -29,6 +29,11 @@ class PreflightRunConfig(Config):
     """Everything that `isthmus launch preflight` can be told: all of train, and the preflight."""
 
     preflight: PreflightConfig = key(PreflightConfig, "")
+
+
+def train_config(config: PreflightRunConfig) -> Config:
+    """Return what is left without the preflight's keys: the configuration, and so the run folder, of the run itself."""
+    return Config(**{field.name: getattr(config, field.name) for field in fields(Config)})
 
 
 def validate_preflight(keys: PreflightConfig) -> None:

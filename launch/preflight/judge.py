@@ -93,7 +93,8 @@ def _versions(sites: Sites) -> Iterator[Finding]:
             where = place(site, look, rank=False)
             yield Finding(status, "versions", where, f"{name} {found}, elsewhere {expected}", fix, look["node"])
     if worst is not Status.fail and looks:
-        shown = ", ".join(f"{name} {looks[0][1]['versions'].get(name)}" for name in ("isthmus", "torch", "megatron-core"))
+        first = looks[0][1]["versions"]
+        shown = ", ".join(f"{name} {first.get(name)}" for name in ("isthmus", "torch", "megatron-core"))
         yield Finding(Status.passed, "versions", "everywhere", shown)
 
 
@@ -148,13 +149,13 @@ def _speed(sites: Sites, keys: PreflightConfig) -> Iterator[Finding]:
                 yield Finding(status, "speed", place(site, look), told, _why_slow(site, look), look["node"])
         if not bad:
             flops = [look["matmul"]["flops"] for look in looks]
-            yield Finding(Status.passed, "speed", site["name"], f"{_tflops(min(flops))} to {_tflops(max(flops))} a rank")
+            yield Finding(Status.passed, "speed", site["name"], f"{_tflops(min(flops))} to {_tflops(max(flops))}")
 
 
 def _why_slow(site: Site, look: Mapping[str, Any]) -> str:
     had = look["matmul"]["cpu_share"]
     if look["device"].get("kind") == "cpu" and had < _HELD_UP:
-        fix = f"it had its processor for {share(had)} of the time: look for another process, a CPU quota or a stopped rank"
+        fix = f"it had its processor {share(had)} of the time: look for another process, a CPU quota or a stopped rank"
     elif look["device"].get("kind") == "cpu":
         fix = "it had its processor all the time: look at clock rate, power saving and temperature"
     else:
@@ -212,7 +213,7 @@ def _disks(sites: Sites, keep: int, deadline_seconds: float) -> Iterator[Finding
         elif seconds > _SAVE_SHARE * deadline_seconds:
             status, fix = Status.warn, "find a faster disk: a save takes a tenth of checkpoint.deadline_seconds"
         yield Finding(status, "disk", site["name"], told, fix)
-        if lone := [look for look in looks if look["disk"].get("shared") is False]:
+        if lone := [look for look in looks if look.get("shared") is False]:
             fix = "put run.dir on a file system that all nodes of the site see"
             for look in lone:
                 told = "the run folder is not the one of rank 0"
@@ -266,7 +267,10 @@ def _collectives(sites: Sites, keys: PreflightConfig) -> Iterator[Finding]:
                 yield Finding(Status.warn, "collectives", site["name"], told, "mend that first")
             continue
         yield from _wrong_sums(site, whole)
-        best = {look["rank"]: max((pair["bytes_per_second"] for pair in seen["pairs"]), default=None) for look, seen in whole}
+        best = {
+            look["rank"]: max((pair["bytes_per_second"] for pair in seen["pairs"]), default=None)
+            for look, seen in whole
+        }
         known = [rate for rate in best.values() if rate is not None]
         middle = statistics.median_high(known) if known else 0.0
         slow = False

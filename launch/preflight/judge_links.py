@@ -71,9 +71,7 @@ def measured_links(sites: Sites) -> list[MeasuredLink]:
                 ahead = seen["link"]["clock_ahead_seconds"]
                 if key[0] != name:
                     out, back, ahead = back, out, -ahead
-                found[key[0], key[1]] = MeasuredLink(
-                    (key[0], key[1]), seen["link"]["rtt_seconds"], ahead, out, back
-                )
+                found[key[0], key[1]] = MeasuredLink((key[0], key[1]), seen["link"]["rtt_seconds"], ahead, out, back)
     return list(found.values())
 
 
@@ -206,14 +204,14 @@ def _buffers(sites: Sites, link: MeasuredLink, streams: int) -> Iterator[Finding
     needed = best * 1e6 / 8 * link.rtt_seconds * _KERNEL_SHARE / streams
     lossy = max(link.out.loss or 0.0, link.back.loss or 0.0) > 0
     for name in link.ends:
-        looks = [look for site, look in everyone(sites) if site["name"] == name and "controls" in look.get("network", {})]
-        for look in looks[:1]:
-            if look["network"]["largest_buffer"] < needed:
-                told = f"sockets may hold {look['network']['largest_buffer']} bytes, {needed:.0f} fill the link"
+        seen = [look.get("network", {}) for site, look in everyone(sites) if site["name"] == name]
+        for network in [network for network in seen if "controls" in network][:1]:
+            if network["largest_buffer"] < needed:
+                told = f"sockets may hold {network['largest_buffer']} bytes, {needed:.0f} fill the link"
                 fix = "raise net.ipv4.tcp_rmem and tcp_wmem, or lane.streams"
                 yield Finding(Status.warn, "kernel", name, told, fix)
-            if "bbr" not in look["network"]["controls"] and lossy and link.rtt_seconds > _LONG_TRIP_SECONDS:
-                told = f"congestion control is {', '.join(look['network']['controls'])}, and the link loses packets"
+            if "bbr" not in network["controls"] and lossy and link.rtt_seconds > _LONG_TRIP_SECONDS:
+                told = f"congestion control is {', '.join(network['controls'])}, and the link loses packets"
                 yield Finding(Status.warn, "kernel", name, told, "load BBR: modprobe tcp_bbr")
 
 

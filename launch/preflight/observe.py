@@ -5,8 +5,8 @@ import resource
 import secrets
 import socket
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -168,6 +168,23 @@ def _write(path: Path, size: int) -> float:
         return max(time.perf_counter() - started, 1e-6)
     finally:
         os.close(descriptor)
+        with suppress(OSError):
+            path.unlink()
+
+
+@contextmanager
+def marked(folder: Path) -> Iterator[str | None]:
+    """Within: a file lies in the checkpoint folder by which another machine knows it for the same; yield its name."""
+    name = f".preflight-{secrets.token_hex(8)}"
+    path = checkpoint_folder(folder) / name
+    try:
+        path.touch(exist_ok=False)
+    except OSError:
+        yield None  # that it cannot be written is known by now
+        return
+    try:
+        yield name
+    finally:
         with suppress(OSError):
             path.unlink()
 

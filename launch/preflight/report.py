@@ -13,11 +13,12 @@ from isthmus.errors import EXIT_OK, EXIT_UNFIT
 from isthmus.files import write_atomically, write_json
 from isthmus.launch.preflight.between import Meeting
 from isthmus.launch.preflight.cluster_file import cluster_yaml
-from isthmus.launch.preflight.config import PreflightRunConfig
+from isthmus.launch.preflight.config import PreflightConfig
 from isthmus.launch.preflight.findings import Finding, Sites, Status, several_nodes, worst
 from isthmus.launch.preflight.judge import judge_machines
 from isthmus.launch.preflight.judge_links import MeasuredLink, judge_links, measured_links
 from isthmus.parallelism.sites.meeting import describe_differences
+from isthmus.train.config import Config
 from isthmus.train.validate import Plan
 
 _WIDTH_OF_FILES = 160
@@ -31,8 +32,8 @@ class Reporter:
         as_json: one JSON object on standard output, and everything else on standard error.
     """
 
-    def __init__(self, config: PreflightRunConfig, *, as_json: bool) -> None:
-        self._config, self._json = config, as_json
+    def __init__(self, config: Config, keys: PreflightConfig, *, as_json: bool) -> None:
+        self._config, self._keys, self._json = config, keys, as_json
         self._console = Console(stderr=as_json)
         if not self._console.is_terminal:
             self._console = Console(stderr=as_json, width=_WIDTH_OF_FILES)
@@ -45,7 +46,7 @@ class Reporter:
         names = list(self._config.sites.names) if meeting is not None else list(sites)
         sites = {name: sites[name] for name in names if name in sites}
         links = measured_links(sites)
-        findings = _findings(self._config, sites, links, meeting, plan, names)
+        findings = _findings(self._config, self._keys, sites, links, meeting, plan, names)
         status = worst(findings)
         self._console.print(findings_table(findings))
         result = {
@@ -66,11 +67,9 @@ class Reporter:
             print(json.dumps(result), flush=True)
         return EXIT_UNFIT if status is Status.fail else EXIT_OK
 
-    def _save(
-        self, result: Mapping[str, Any], sites: Sites, links: list[MeasuredLink], folder: Path
-    ) -> dict[str, str]:
+    def _save(self, result: Mapping[str, Any], sites: Sites, links: list[MeasuredLink], folder: Path) -> dict[str, str]:
         """Write what was measured; a folder that cannot be written has its line in the table already."""
-        cluster = Path(self._config.preflight.out or folder / "cluster.yaml").expanduser()
+        cluster = Path(self._keys.out or folder / "cluster.yaml").expanduser()
         saved = {}
         try:
             write_json(folder / "preflight.json", result)
@@ -96,14 +95,14 @@ def findings_table(findings: list[Finding]) -> Table:
 
 
 def _findings(
-    config: PreflightRunConfig,
+    config: Config,
+    keys: PreflightConfig,
     sites: Sites,
     links: list[MeasuredLink],
     meeting: Meeting | None,
     plan: Plan,
     names: list[str],
 ) -> list[Finding]:
-    keys = config.preflight
     found = judge_machines(
         sites,
         keys,

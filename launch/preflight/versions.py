@@ -26,7 +26,8 @@ def versions() -> dict[str, str]:
     """Return name -> version of everything that this process computes with."""
     import torch
 
-    found = {"isthmus": f"{isthmus.__version__} ({source_hash()})", "python": ".".join(platform.python_version_tuple()[:2])}
+    python = ".".join(platform.python_version_tuple()[:2])
+    found = {"isthmus": f"{isthmus.__version__} ({source_hash()})", "python": python}
     for name in _DISTRIBUTIONS:
         try:
             found[name] = metadata.version(name)
