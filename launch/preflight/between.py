@@ -1,4 +1,4 @@
-"""Between sites: every rank knocks at its counterparts' doors, and the first of each site measures the links.
+"""Between sites: every rank knocks at its counterparts' doors, and the first of each site measures the links; then the first ranks of all their machines fill them together.
 
 Pairs of sites take turns, so that no link is measured while another one of the same site is: S sites need S - 1 turns
 (S if odd), in each of which every site is busy with one other.
@@ -14,7 +14,7 @@ from isthmus.errors import UserError
 from isthmus.launch.preflight.board import Board
 from isthmus.launch.preflight.config import PreflightConfig
 from isthmus.launch.preflight.doors import HINTS, Door, knock
-from isthmus.launch.preflight.link import LinkEnd, measure
+from isthmus.launch.preflight.link import LinkEnd, fill, measure, stage_seconds
 from isthmus.launch.preflight.observe import Clock, Rank
 from isthmus.parallelism.sites.dialing import Listener, Party, dial, own_address
 from isthmus.parallelism.sites.lane import LaneError
@@ -25,7 +25,8 @@ from isthmus.train.sites import shared_keys
 
 _PAUSE_SECONDS = 0.2
 _GRACE_SECONDS = 20.0  # beyond the wait that the user sets, for those who wait for somebody who waits
-_PEER_SECONDS = 60.0  # another pair's measurement may have to end first
+_ROSTER_SECONDS = 600.0  # whoever hosts the meeting is there, and may have a tokenizer to train
+_PEER_SECONDS = 180.0  # another pair's measurement may have to end first
 _DIAL_SECONDS = 15.0
 
 
@@ -55,23 +56,30 @@ class Meeting:
             self.door = Door.open
             store = open_store(sites, self.hosting, self._deadline + _GRACE_SECONDS, lambda line: None)
             self.board = Board(store, sites.names, str(sites.name))
+            if self._rank.rank == 0:
+                self.board.post("site", self._about())
         except Exception as error:
             self.failure = str(error)
         return self
 
     def attend(self) -> None:
-        """Say who we are and learn who is here; the hosting site decides when the waiting ends."""
+        """Learn who is here; the hosting site decides when the waiting ends."""
         assert self.board is not None
-        config, board = self._config, self.board
-        if self._rank.rank == 0:
-            keys = shared_keys(config, {})
-            about = {"ranks": self._rank.size, "run": run_name(config), "streams": config.lane.streams, "config": keys}
-            board.post("site", about)
-        wait = max(self._deadline - time.monotonic(), 0.0) + 1.0
+        board = self.board
         if self.hosting:
+            wait = max(self._deadline - time.monotonic(), 0.0) + 1.0
             board.announce("roster", list(board.collect("site", wait)))
-        roster = board.hear("roster", wait + _GRACE_SECONDS) or []
-        self.present = board.collect("site", _GRACE_SECONDS, roster)
+        self.present = board.collect("site", _GRACE_SECONDS, board.hear("roster", _ROSTER_SECONDS) or [])
+
+    def _about(self) -> dict[str, Any]:
+        rank, config = self._rank, self._config
+        return {
+            "ranks": rank.size,
+            "ranks_per_node": rank.local_size,
+            "run": run_name(config),
+            "streams": config.lane.streams,
+            "config": shared_keys(config, {}),
+        }
 
     def leave(self) -> None:
         """Let whoever hosts the store keep it until the others have read what they need."""
@@ -131,7 +139,8 @@ def look_across(
             other = pair[1] if pair[0] == sites.name else pair[0]
             if rank.rank >= meeting.present[other]["ranks"]:
                 continue
-            streams = min(meeting.present[name]["streams"] for name in pair)
+            both = [meeting.present[name] for name in pair]
+            streams = min(about["streams"] for about in both)
             party = Party(
                 site=sites.names.index(str(sites.name)),
                 names=sites.names,
@@ -144,8 +153,15 @@ def look_across(
             )
             if rank.rank == 0:
                 tell(f"measuring the link between {pair[0]} and {pair[1]}")
-            found[other] = _look_at(other, board, listener, datagrams, party, keys, clock)
+            found[other] = _look_at(other, board, listener, datagrams, party, filling_lanes(both), keys, clock)
     return found
+
+
+def filling_lanes(both: Sequence[dict[str, Any]]) -> list[int]:
+    """Return the ranks that fill a link together, one of each machine; none where rank 0 alone can say it."""
+    step = max(about["ranks_per_node"] for about in both)
+    lanes = list(range(0, min(about["ranks"] for about in both), step))
+    return lanes if len(lanes) > 1 else []
 
 
 def _look_at(
@@ -154,6 +170,7 @@ def _look_at(
     listener: Listener,
     datagrams: socket.socket,
     party: Party,
+    filling: Sequence[int],
     keys: PreflightConfig,
     clock: Clock,
 ) -> dict[str, Any]:
@@ -183,9 +200,13 @@ def _look_at(
             sockets = [connections[party.names.index(other)][stream][0] for stream in range(party.streams)]
             for connection in sockets:
                 stack.enter_context(connection)
+            end = LinkEnd(sockets[0], sockets[1:], datagrams, (host, datagram_port), calling)
+            topic = "/".join(["fill", *sorted((board.me, other))])
             if party.lane == 0:
-                end = LinkEnd(sockets[0], sockets[1:], datagrams, (host, datagram_port), calling)
                 seen["link"] = measure(end, probes=keys.probes, seconds=keys.link_seconds, clock=clock)
+                board.post(topic, stage_seconds(keys.link_seconds, seen["link"]["rtt_seconds"]))
+            if party.lane in filling and (told := board.collect(topic, _PEER_SECONDS, [board.me])):
+                seen["together"] = fill(end, told[board.me])
         except (OSError, LaneError, UserError) as error:
             seen["error"] = str(error)
     return seen

@@ -19,16 +19,20 @@ _KERNEL_SHARE = 2.0  # of a socket's buffer, half is kept for the kernel's own b
 
 @dataclass(frozen=True)
 class Direction:
-    """One way of a link: payload by number of streams, losses (None: unknown), lateness, segments sent again."""
+    """One way of a link: payload by number of streams, losses (None: unknown), lateness, segments sent again.
+
+    `together` is the payload of all machines of both sites at once, where there are several.
+    """
 
     mbps: Mapping[int, float]
     loss: float | None
     jitter_seconds: float | None
     repeated: float
+    together_mbps: float | None = None
 
     @property
     def best_mbps(self) -> float:
-        return max(self.mbps.values(), default=0.0)
+        return max([*self.mbps.values(), self.together_mbps or 0.0])
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ class MeasuredLink:
                     "from": source,
                     "to": target,
                     "mbps": {str(count): rate for count, rate in way.mbps.items()},
+                    "together_mbps": way.together_mbps,
                     "loss": way.loss,
                     "jitter_ms": None if way.jitter_seconds is None else 1e3 * way.jitter_seconds,
                     "segments_repeated": way.repeated,
@@ -67,7 +72,7 @@ def measured_links(sites: Sites) -> list[MeasuredLink]:
         for other, seen in _across(site, "0").items():
             key = tuple(sorted((name, other), key=list(sites).index)) if other in sites else (name, other)
             if "link" in seen and key not in found and key[::-1] not in found:
-                out, back = _direction(seen["link"]["out"]), _direction(seen["link"]["in"])
+                out, back = (_direction(seen["link"][way], _together(site, other, way)) for way in ("out", "in"))
                 ahead = seen["link"]["clock_ahead_seconds"]
                 if key[0] != name:
                     out, back, ahead = back, out, -ahead
@@ -182,6 +187,7 @@ def _bandwidths(
     ratio = faster[1].best_mbps / max(slower[1].best_mbps, 1e-9)
     for where, way in ways:
         told = ", ".join(f"{count}: {rate:.3g}" for count, rate in way.mbps.items()) + " Mbit/s by streams"
+        told += f", all machines {way.together_mbps:.3g}" if way.together_mbps is not None else ""
         if keys.link_mbps is not None and way.best_mbps < keys.link_mbps:
             fix = f"{keys.link_mbps:g} are asked for: look at the provider's limit, the route and other traffic"
             yield Finding(Status.fail, "bandwidth", where, told, fix)
@@ -220,6 +226,13 @@ def _across(site: Mapping[str, Any], number: str) -> Mapping[str, Any]:
     return {} if "error" in links else links
 
 
-def _direction(seen: Mapping[str, Any]) -> Direction:
+def _together(site: Mapping[str, Any], other: str, way: str) -> float | None:
+    """Return the sum over a site's machines of what each carried while all did."""
+    seen = [_across(site, number).get(other, {}).get("together") for number in site["ranks"]]
+    rates = [each[way] for each in seen if each is not None]
+    return sum(rates) if rates else None
+
+
+def _direction(seen: Mapping[str, Any], together_mbps: float | None) -> Direction:
     mbps = {int(count): rate for count, rate in seen["mbps"].items()}
-    return Direction(mbps, seen["loss"], seen["jitter_seconds"], seen["repeated"])
+    return Direction(mbps, seen["loss"], seen["jitter_seconds"], seen["repeated"], together_mbps)

@@ -63,7 +63,7 @@ def measure(end: LinkEnd, *, probes: int, seconds: float, clock: Clock) -> dict[
     trip = _ping(end, clock)
     sent, received = _probe(end, probes)
     found: dict[str, Any] = {**trip, "out": sent, "in": received}
-    stage = min(max(seconds, _SLOW_START_TRIPS * trip["rtt_seconds"]), _LONGEST_STAGE)
+    stage = stage_seconds(seconds, trip["rtt_seconds"])
     for outward in (end.first, not end.first):
         direction = found["out" if outward else "in"]
         direction["mbps"], segments, repeated = {}, 0, 0
@@ -73,6 +73,25 @@ def measure(end: LinkEnd, *, probes: int, seconds: float, clock: Clock) -> dict[
             segments, repeated = segments + result["segments"], repeated + result["repeated"]
         direction["repeated"] = repeated / max(segments, 1)
     return found
+
+
+def fill(end: LinkEnd, seconds: float) -> dict[str, float]:
+    """Use all connections one way and then the other, beside the other machines of both sites; return Mbit/s.
+
+    Raises:
+        OSError: the link broke off.
+    """
+    end.control.settimeout(_PATIENCE_SECONDS)
+    found = {}
+    for outward in (end.first, not end.first):
+        result = _send(end, len(end.streams), seconds) if outward else _receive(end, len(end.streams))
+        found["out" if outward else "in"] = result["mbps"]
+    return found
+
+
+def stage_seconds(seconds: float, rtt_seconds: float) -> float:
+    """Return how long to send for a rate that has settled."""
+    return min(max(seconds, _SLOW_START_TRIPS * rtt_seconds), _LONGEST_STAGE)
 
 
 def say(connection: socket.socket, what: Any) -> None:

@@ -61,6 +61,16 @@ def node_rank(world: RankWorld, port: int, words: list[str], faults: dict[int, l
         return run_rank(rank, words, clock=lambda: time.time() + ahead)
 
 
+def cluster_rank(world: RankWorld, ports: list[int], words: list[str]) -> dict[str, Any] | None:
+    """Rank function of `support.ranks.run_sites`: sites of several machines, of a rank each, over loopback."""
+    import time
+
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ports[world.site]), "GLOO_SOCKET_IFNAME": "lo"}
+    own = [f"sites.name=site{world.site}", "sites.names=[site0,site1]", f"sites.store={world.store}"]
+    rank = Rank(world.rank, world.size, 0, 1, f"site{world.site}-node{world.rank}")
+    return run_rank(rank, [*words, *own], clock=time.time)
+
+
 def site_rank(
     world: RankWorld, tell: Callable[[Any], None], words: list[str], by_site: list[list[str]], faults: list[list[str]]
 ) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from isthmus.launch.preflight.between import turns
+from isthmus.launch.preflight.between import filling_lanes, turns
 from isthmus.launch.preflight.cluster_file import cluster_yaml
 from isthmus.launch.preflight.config import PreflightConfig
 from isthmus.launch.preflight.findings import Finding, Status
@@ -217,7 +217,12 @@ def test_both_ends_of_a_link_tell_the_same_link() -> None:
     only_second = copy.deepcopy(both)
     del only_second["z"]["ranks"]["0"]["abroad"]
     assert measured_links(both) == measured_links(only_second)
+    together = {"out": 30.0, "in": 40.0}
+    for number in ("0", "1"):
+        links = first["ranks"].setdefault(number, rank(1, "node1")).setdefault("abroad", {"links": {"a": {}}})["links"]
+        links["a"]["together"] = together
     (link,) = measured_links(both)
+    assert (link.out.together_mbps, link.back.best_mbps) == (60.0, 80.0)
     assert (link.ends, link.out.mbps, link.back.mbps, link.clock_ahead_seconds) == (("z", "a"), {1: 10}, {1: 20}, 3)
 
 
@@ -239,6 +244,17 @@ def test_every_pair_of_sites_has_one_turn_and_no_site_two_at_once(count: int) ->
     assert sorted(pairs) == [(a, b) for number, a in enumerate(names) for b in names[number + 1 :]]
     assert len(found) == count - 1 + count % 2
     assert all(len({name for pair in turn for name in pair}) == 2 * len(turn) for turn in found)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "ranks_per_node", "expected"),
+    [((8, 8), (8, 8), []), ((16, 16), (8, 8), [0, 8]), ((16, 16), (4, 8), [0, 8]), ((2, 4), (1, 1), [0, 1])],
+)
+def test_one_rank_of_each_machine_fills_a_link(
+    ranks: tuple[int, int], ranks_per_node: tuple[int, int], expected: list[int]
+) -> None:
+    both = [{"ranks": a, "ranks_per_node": b} for a, b in zip(ranks, ranks_per_node, strict=True)]
+    assert filling_lanes(both) == expected
 
 
 @pytest.mark.parametrize("nodes", range(2, 8))

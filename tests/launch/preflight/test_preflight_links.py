@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.preflight import QUICK, failed, site_rank, the
+from support.preflight import QUICK, cluster_rank, failed, site_rank, the
+from support.ranks import free_port, run_sites
 from support.wan import sites_over_links
 
 from isthmus.config import compose
@@ -63,6 +64,26 @@ def test_a_sound_link_passes_and_is_measured_right(tmp_path: Path, shared_cache:
         assert read.rtt_seconds * 1e3 == pytest.approx(link["rtt_ms"], rel=0.001)
         prediction = predict(shape_of_config(config), layout_of(config, cluster), cluster, sync_of(config.sync))
         assert prediction.step_seconds > 0
+
+
+@pytest.mark.slow
+def test_sites_of_several_machines_fill_the_link_together(tmp_path: Path, shared_cache: Path) -> None:
+    """Over loopback, without privileges: no rate to hold it against but its own parts."""
+    # How fast loopback is each way on a busy machine says nothing.
+    lax = ["preflight.asymmetry=1000", "preflight.slow_rank=0.02", "preflight.link_seconds=0.2"]
+    more = [*words(tmp_path, shared_cache), *lax]
+    results = run_sites(cluster_rank, 2, 2, [free_port(), free_port()], more)
+    result = results[0][0]
+    assert (result["code"], failed(result)) == (0, [])
+    assert result["findings"] == results[1][0]["findings"]
+    assert the(result, "lane ports", "site0 > site1")["measured"] == "2 of 2 ports open"
+    (link,) = result["links"]
+    for way, name in zip(link["directions"], ("out", "in"), strict=True):
+        lanes = [result["sites"]["site0"]["ranks"][number]["abroad"]["links"]["site1"] for number in ("0", "1")]
+        assert way["together_mbps"] == pytest.approx(sum(lane["together"][name] for lane in lanes))
+        assert min(lane["together"][name] for lane in lanes) > 0
+    assert "all machines" in the(result, "bandwidth", "site0 > site1")["measured"]
+    assert {check["check"] for check in result["findings"]} >= {"collectives", "clock", "meeting", "loss", "round trip"}
 
 
 @pytest.mark.slow
