@@ -1,13 +1,14 @@
-"""Between sites: every rank knocks at its counterparts' doors, and the first of each site measures the links; then the first ranks of all their machines fill them together.
+"""Between sites: every rank knocks at its counterparts' doors, and the first of each site measures the links.
 
-Pairs of sites take turns, so that no link is measured while another one of the same site is: S sites need S - 1 turns
-(S if odd), in each of which every site is busy with one other.
+Then the first ranks of all their machines fill them together. Pairs of sites take turns, so that no link is measured
+while another one of the same site is: S sites need S - 1 turns (S if odd), in each of which every site is busy with one
+other.
 """
 
 import socket
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from isthmus.errors import UserError
@@ -85,9 +86,10 @@ class Meeting:
         """Let whoever hosts the store keep it until the others have read what they need."""
         if self.board is None or self._rank.rank:
             return
-        self.board.post("end", True)
-        if self.hosting:
-            self.board.collect("end", _GRACE_SECONDS, list(self.present))
+        with suppress(RuntimeError):  # the store's errors are such: whoever hosts it has gone already
+            self.board.post("end", True)
+            if self.hosting:
+                self.board.collect("end", _GRACE_SECONDS, list(self.present))
 
 
 def turns(names: Sequence[str]) -> list[list[tuple[str, str]]]:
