@@ -51,6 +51,12 @@ def usual(values: Sequence[Any]) -> Any:
     return Counter(values).most_common(1)[0][0]
 
 
+def blamed(look: Mapping[str, Any], values: Sequence[Any]) -> str | None:
+    """Return the machine that is unlike the others, unless there is no telling which of two halves is right."""
+    (_, most), *_ = Counter(values).most_common(1)
+    return str(look["node"]) if 2 * most > len(values) else None
+
+
 def place(site: Site, look: Mapping[str, Any], *, rank: bool = True) -> str:
     """Return `oregon: node7, rank 3`, without what says nothing."""
     ranks = f"rank {look['rank']}" if rank and site["size"] > 1 else ""

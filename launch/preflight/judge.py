@@ -10,6 +10,7 @@ from isthmus.launch.preflight.findings import (
     Site,
     Sites,
     Status,
+    blamed,
     everyone,
     place,
     several_nodes,
@@ -79,7 +80,8 @@ def _versions(sites: Sites) -> Iterator[Finding]:
     names = list(dict.fromkeys(name for _, look in looks for name in look["versions"]))
     worst = Status.passed
     for name in names:
-        expected = usual([look["versions"].get(name) for _, look in looks])
+        everywhere = [look["versions"].get(name) for _, look in looks]
+        expected = usual(everywhere)
         told = set()
         for site, look in looks:
             found = look["versions"].get(name)
@@ -89,9 +91,11 @@ def _versions(sites: Sites) -> Iterator[Finding]:
             told.add((site["name"], look["node"]))
             status = Status.warn if name in MAY_DIFFER else Status.fail
             worst = Status.fail if Status.fail in (status, worst) else status
-            fix = without(site, look, f"install the same {name} everywhere") if status is Status.fail else ""
+            fix = f"install the same {name} everywhere" if status is Status.fail else ""
+            if accused := blamed(look, everywhere):
+                fix = without(site, look, fix) if fix else ""
             where = place(site, look, rank=False)
-            yield Finding(status, "versions", where, f"{name} {found}, elsewhere {expected}", fix, look["node"])
+            yield Finding(status, "versions", where, f"{name} {found}, elsewhere {expected}", fix, accused)
     if worst is not Status.fail and looks:
         first = looks[0][1]["versions"]
         shown = ", ".join(f"{name} {first.get(name)}" for name in ("isthmus", "torch", "megatron-core"))
@@ -242,7 +246,8 @@ def _data(sites: Sites) -> Iterator[Finding]:
                 bad = True
                 told = f"{name} is {found}, elsewhere {expected}"
                 fix = "copy the data anew: it has another content here"
-                yield Finding(Status.fail, "data", place(site, look, rank=False), told, fix, look["node"])
+                where = place(site, look, rank=False)
+                yield Finding(Status.fail, "data", where, told, fix, blamed(look, values))
     if whole and not bad:
         names = list(whole[0][1]["data"]["sources"])
         more = f" and {len(names) - 4} more" if len(names) > 4 else ""
@@ -358,4 +363,4 @@ def _errors(sites: Sites, probe: str, fix: str) -> Iterator[Finding]:
 
 
 def _tflops(flops: float) -> str:
-    return f"{flops / 1e12:.3g} TFLOP/s"
+    return f"{flops / 1e12:.3g} TFLOP/s" if flops >= 1e12 else f"{flops / 1e9:.3g} GFLOP/s"

@@ -28,7 +28,7 @@ _RECEIVE_BYTES = 1 << 20
 _UNSENT_BYTES = 1 << 18
 _SLOW_START_TRIPS = 30  # round trips of a stage at least: TCP doubles its rate with each
 _LONGEST_STAGE = 6.0
-_SETTLED = 0.4  # of a stage has passed before its rate is taken
+_SETTLED, _LATE = (0.25, 0.5), 0.8  # of a stage: from somewhere in the first to somewhere after the second
 _PATIENCE_SECONDS = 20.0
 # Offsets in struct tcp_info (linux/tcp.h).
 _TCP_INFO_BYTES, _TOTAL_RETRANS, _DATA_SEGS_OUT = 192, 100, 156
@@ -201,7 +201,7 @@ def _send(end: LinkEnd, count: int, seconds: float) -> dict[str, float]:
     """Fill so many connections for a while; return what the other end saw."""
     streams = end.streams[:count]
     assert hear(end.control) == "ready"
-    before = [_segments(stream) for stream in streams]
+    before: list[tuple[int, int]] = []
     sent = [0] * count
     with selectors.DefaultSelector() as selector:
         for number, stream in enumerate(streams):
@@ -212,12 +212,17 @@ def _send(end: LinkEnd, count: int, seconds: float) -> dict[str, float]:
         say(end.control, seconds)
         ends = time.monotonic() + seconds
         while (left := ends - time.monotonic()) > 0:
+            if not before and left < seconds / 2:
+                before = [
+                    _segments(stream) for stream in streams
+                ]  # at the start TCP feels its way, and loses by itself
             for key, _ in selector.select(left):
                 try:
                     sent[key.data] += key.fileobj.send(_SEND)  # type: ignore[union-attr]
                 except BlockingIOError:
                     continue
     after = [_segments(stream) for stream in streams]
+    before = before or after
     segments, repeated = (sum(new[i] - old[i] for old, new in zip(before, after, strict=True)) for i in (0, 1))
     say(end.control, {"sent": sent, "segments": segments, "repeated": repeated})
     result: dict[str, float] = hear(end.control)
@@ -261,6 +266,10 @@ def _receive(end: LinkEnd, count: int) -> dict[str, float]:
 def settled_mbps(arrivals: Sequence[tuple[float, int]], seconds: float) -> float:
     """Return Mbit/s of payload after the start has been forgotten: TCP begins slowly, whatever the link.
 
+    What waited behind a lost segment comes all at once when that is there, so that a window which begins during the
+    wait counts too much. What has come never exceeds what the link could carry: the rate is the slope along the upper
+    edge of the curve, from among the early arrivals to among the late ones.
+
     Args:
         arrivals: (when, bytes so far), in order.
         seconds: how long the other end sent.
@@ -268,9 +277,13 @@ def settled_mbps(arrivals: Sequence[tuple[float, int]], seconds: float) -> float
     if len(arrivals) < 2:
         return 0.0
     began = arrivals[0][0]
-    settled = [entry for entry in arrivals if _SETTLED * seconds <= entry[0] - began <= seconds]
-    (first, before), (last, after) = (settled[0], settled[-1]) if len(settled) > 1 else (arrivals[0], arrivals[-1])
-    return (after - before) * 8 / 1e6 / max(last - first, 1e-6)
+    early = [entry for entry in arrivals if _SETTLED[0] * seconds <= entry[0] - began <= _SETTLED[1] * seconds]
+    late = [entry for entry in arrivals if _LATE * seconds <= entry[0] - began <= seconds]
+    if not early or not late:
+        early, late = arrivals[:1], arrivals[-1:]
+    ends = max(late, key=lambda entry: (entry[1] - early[0][1]) / (entry[0] - early[0][0] or 1e-6))
+    slope = min((ends[1] - taken) / (ends[0] - at or 1e-6) for at, taken in early)
+    return slope * 8 / 1e6
 
 
 def _segments(connection: socket.socket) -> tuple[int, int]:

@@ -282,6 +282,20 @@ def test_streams_double_up_to_the_number_itself() -> None:
     assert [stream_counts(count) for count in (1, 2, 3, 4, 6)] == [[1], [1, 2], [1, 2, 3], [1, 2, 4], [1, 2, 4, 6]]
 
 
+def test_no_machine_is_blamed_where_two_halves_differ() -> None:
+    main = site(2)
+    main["ranks"]["1"]["versions"]["torch"] = "2.12.0"
+    (found,) = judge({"main": main})
+    assert (found.status, found.node) == (Status.fail, None)
+    assert "launch.exclude" not in found.fix
+
+
+def test_what_comes_late_and_all_at_once_does_not_make_a_link_faster() -> None:
+    """A steady 10 Mbit/s, of which nothing is handed on from 0.3 to 0.9 s, when all of it comes, and again later."""
+    arrivals = [(step / 100, step * 12_500) for step in range(1, 151) if not (30 < step < 90 or 100 < step < 115)]
+    assert settled_mbps(arrivals, 1.5) == pytest.approx(10.0, rel=0.05)
+
+
 def test_a_slow_start_is_forgotten() -> None:
     arrivals = [(0.0, 0), (0.5, 1_000)] + [(0.5 + 0.1 * step, 1_000 + step * 125_000) for step in range(11)]
     assert settled_mbps(arrivals, 1.5) == pytest.approx(10.0)
