@@ -7,8 +7,8 @@ from typing import Any
 import yaml
 
 from isthmus.launch.preflight.findings import Site, Sites, everyone
-from isthmus.launch.preflight.judge import accelerator_of, storage_rate
 from isthmus.launch.preflight.judge_links import MeasuredLink
+from isthmus.launch.preflight.judge_sites import accelerator_of, storage_rate
 from isthmus.train.planner.accelerators import ACCELERATORS
 from isthmus.train.planner.constants import constants_of
 

@@ -13,7 +13,7 @@ class PreflightConfig:
     wait_seconds: float = key(60.0, "how long to wait for other sites, and for ranks that do not answer")
     matmul_seconds: float = key(0.5, "length of each of three windows in which every rank multiplies matrices")
     disk_mb: int = key(64, "10^6 bytes that each rank writes into the checkpoint folder (less where little is free)")
-    link_seconds: float = key(1.5, "of sending for each link, direction and number of streams (more on long links)")
+    link_seconds: float = key(2.0, "of sending for each link, direction and number of streams (more on long links)")
     probes: int = key(1000, "datagrams sent each way over two seconds, to count losses")
     slow_rank: float = key(0.75, "a rank below this share of its site's median speed fails; half as far below 1 warns")
     peak_share: float = key(0.5, "a GPU below this share of its data sheet in matrix products fails")

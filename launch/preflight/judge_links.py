@@ -7,7 +7,7 @@ from typing import Any
 from isthmus.launch.preflight.config import PreflightConfig
 from isthmus.launch.preflight.doors import HINTS, Door
 from isthmus.launch.preflight.findings import Finding, Sites, Status, everyone, place, share
-from isthmus.launch.preflight.judge import clock_status
+from isthmus.launch.preflight.judge_sites import clock_status
 
 _LEAST_JITTER_SECONDS = 0.02  # below, it is the two machines' own
 _JITTER_SHARE = 0.5  # of a round trip; more, and TCP takes late packets for lost ones
@@ -170,9 +170,9 @@ def _losses(where: str, way: Direction, keys: PreflightConfig) -> Finding:
     """A loss halves the rate of a loss-based TCP: its rate falls with 1 / sqrt(loss) (Mathis et al., 1997)."""
     fix = "look for a bad port, cable or overfull queue on this way; raise lane.streams until then"
     if way.loss is None:
-        told = f"datagrams do not pass; {share(way.repeated)} of TCP's segments were sent again"
-        status = Status.warn if way.repeated > keys.loss else Status.passed
-        return Finding(status, "loss", where, told, fix if status is Status.warn else "")
+        # No verdict on it: BBR alone sends a tenth again where queues are short.
+        told = f"not known, datagrams do not pass; TCP under load sent {share(way.repeated)} of its segments again"
+        return Finding(Status.passed, "loss", where, told)
     if way.loss >= keys.loss:
         return Finding(Status.fail, "loss", where, share(way.loss), fix)
     status = Status.warn if way.loss >= keys.loss / 5 else Status.passed

@@ -28,7 +28,7 @@ _RECEIVE_BYTES = 1 << 20
 _UNSENT_BYTES = 1 << 18
 _SLOW_START_TRIPS = 30  # round trips of a stage at least: TCP doubles its rate with each
 _LONGEST_STAGE = 6.0
-_SETTLED, _LATE = (0.25, 0.5), 0.8  # of a stage: from somewhere in the first to somewhere after the second
+_SETTLED, _LATE = (0.35, 0.55), 0.8  # of a stage: from somewhere in the first to somewhere after the second
 _PATIENCE_SECONDS = 20.0
 # Offsets in struct tcp_info (linux/tcp.h).
 _TCP_INFO_BYTES, _TOTAL_RETRANS, _DATA_SEGS_OUT = 192, 100, 156

@@ -15,8 +15,9 @@ from isthmus.launch.preflight.between import Meeting
 from isthmus.launch.preflight.cluster_file import cluster_yaml
 from isthmus.launch.preflight.config import PreflightConfig
 from isthmus.launch.preflight.findings import Finding, Sites, Status, several_nodes, worst
-from isthmus.launch.preflight.judge import judge_machines
 from isthmus.launch.preflight.judge_links import MeasuredLink, judge_links, measured_links
+from isthmus.launch.preflight.judge_ranks import judge_ranks
+from isthmus.launch.preflight.judge_sites import judge_sites
 from isthmus.parallelism.sites.meeting import describe_differences
 from isthmus.train.config import Config
 from isthmus.train.validate import Plan
@@ -103,13 +104,9 @@ def _findings(
     plan: Plan,
     names: list[str],
 ) -> list[Finding]:
-    found = judge_machines(
-        sites,
-        keys,
-        keep=config.checkpoint.keep,
-        deadline_seconds=config.checkpoint.deadline_seconds,
-        ranks_per_site=plan.topology.world_size,
-    )
+    keep, deadline = config.checkpoint.keep, config.checkpoint.deadline_seconds
+    found = judge_ranks(sites, keys, plan.topology.world_size)
+    found += judge_sites(sites, keys, keep=keep, deadline_seconds=deadline)
     if meeting is None:
         return found
     present = meeting.present

@@ -11,8 +11,9 @@ from isthmus.launch.preflight.cluster_file import cluster_yaml
 from isthmus.launch.preflight.config import PreflightConfig
 from isthmus.launch.preflight.findings import Finding, Status
 from isthmus.launch.preflight.inside import partner_of
-from isthmus.launch.preflight.judge import judge_machines
 from isthmus.launch.preflight.judge_links import Direction, MeasuredLink, judge_links, measured_links
+from isthmus.launch.preflight.judge_ranks import judge_ranks
+from isthmus.launch.preflight.judge_sites import judge_sites
 from isthmus.launch.preflight.link import settled_mbps, stream_counts
 
 H100 = "NVIDIA H100 80GB HBM3"
@@ -46,17 +47,20 @@ def site(nodes: int = 4, *, gpu: bool = False, name: str = "main") -> dict[str, 
 
 
 def judge(sites: dict[str, Any], **keys: Any) -> list[Finding]:
+    return [finding for finding in all_findings(sites, **keys) if finding.status is not Status.passed]
+
+
+def all_findings(sites: dict[str, Any], **keys: Any) -> list[Finding]:
     size = next(iter(sites.values()))["size"]
-    found = judge_machines(sites, PreflightConfig(**keys), keep=2, deadline_seconds=1800, ranks_per_site=size)
-    return [finding for finding in found if finding.status is not Status.passed]
+    limits = PreflightConfig(**keys)
+    return [*judge_ranks(sites, limits, size), *judge_sites(sites, limits, keep=2, deadline_seconds=1800)]
 
 
 @pytest.mark.parametrize("gpu", [False, True])
 def test_sound_machines_pass_every_check(gpu: bool) -> None:
     sites = {"main": site(gpu=gpu)}
     assert judge(sites) == []
-    found = judge_machines(sites, PreflightConfig(), keep=2, deadline_seconds=1800, ranks_per_site=4)
-    assert {finding.check for finding in found} == {
+    assert {finding.check for finding in all_findings(sites)} == {
         "ranks", "versions", "device", "speed", "open files", "disk", "data", "collectives", "clock",
     }  # fmt: skip
 
@@ -176,7 +180,6 @@ LINKS: dict[str, tuple[dict[str, Any], Status, str, str]] = {
     "somewhat": ({"rate": 60.0}, Status.warn, "asymmetry", "b > a"),
     "lossy": ({"loss": 0.03}, Status.fail, "loss", "b > a"),
     "a little lossy": ({"loss": 0.003}, Status.warn, "loss", "b > a"),
-    "blocked datagrams, and losses": ({"loss": None, "repeated": 0.04}, Status.warn, "loss", "b > a"),
     "late packets": ({"jitter_seconds": 0.04}, Status.warn, "jitter", "b > a"),
     "more streams": ({"mbps": {1: 25.0, 2: 50.0, 4: 100.0}}, Status.warn, "bandwidth", "b > a"),
 }
@@ -291,9 +294,9 @@ def test_no_machine_is_blamed_where_two_halves_differ() -> None:
 
 
 def test_what_comes_late_and_all_at_once_does_not_make_a_link_faster() -> None:
-    """A steady 10 Mbit/s, of which nothing is handed on from 0.3 to 0.9 s, when all of it comes, and again later."""
-    arrivals = [(step / 100, step * 12_500) for step in range(1, 151) if not (30 < step < 90 or 100 < step < 115)]
-    assert settled_mbps(arrivals, 1.5) == pytest.approx(10.0, rel=0.05)
+    """A steady 10 Mbit/s, of which from 0.6 to 0.9 s hardly any is handed on: from the middle on it looks like 12."""
+    arrivals = [(step / 100, 12_500 * (step if not 60 < step < 90 else 60) + step) for step in range(1, 151)]
+    assert settled_mbps(arrivals, 1.5) == pytest.approx(10.0, rel=0.1)
 
 
 def test_a_slow_start_is_forgotten() -> None:
