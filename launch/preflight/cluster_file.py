@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from isthmus.launch.preflight.findings import Site, Sites, everyone
+from isthmus.launch.preflight.findings import Site, Sites, looks_of
 from isthmus.launch.preflight.judge_links import MeasuredLink
 from isthmus.launch.preflight.judge_sites import accelerator_of, storage_rate
 from isthmus.train.planner.accelerators import ACCELERATORS
@@ -21,7 +21,7 @@ _HEADER = """\
 
 def cluster_yaml(sites: Sites, links: Sequence[MeasuredLink]) -> str:
     """Return the file's text: sites with their ranks, memory, storage and stragglers, and the links among them."""
-    described = {name: _site(site) for name, site in sites.items() if any(True for _ in everyone({"": site}))}
+    described = {name: _site(site) for name, site in sites.items() if looks_of(site)}
     efficiency = min(
         (constants_of(ACCELERATORS[entry["accelerator"]]).wan_efficiency for entry in described.values()), default=1.0
     )
@@ -41,7 +41,7 @@ def cluster_yaml(sites: Sites, links: Sequence[MeasuredLink]) -> str:
 
 
 def _site(site: Site) -> dict[str, Any]:
-    looks = [look for _, look in everyone({"": site})]
+    looks = looks_of(site)
     found: dict[str, Any] = {"accelerator": "cpu", "count": site["size"]}
     devices = [look["device"] for look in looks if "error" not in look["device"]]
     if devices:

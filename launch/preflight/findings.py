@@ -38,12 +38,17 @@ def worst(findings: Sequence[Finding]) -> Status:
     return max((finding.status for finding in findings), key=order.index, default=Status.passed)
 
 
+def looks_of(site: Site) -> list[Mapping[str, Any]]:
+    """Return what each rank of a site saw that looked, in order."""
+    ranks = [site["ranks"][number] for number in sorted(site["ranks"], key=int)]
+    return [look for look in ranks if "refused" not in look]
+
+
 def everyone(sites: Sites) -> Iterator[tuple[Site, Mapping[str, Any]]]:
     """Yield every rank that looked, with its site, in order."""
     for site in sites.values():
-        for number in sorted(site["ranks"], key=int):
-            if "refused" not in site["ranks"][number]:
-                yield site, site["ranks"][number]
+        for look in looks_of(site):
+            yield site, look
 
 
 def usual(values: Sequence[Any]) -> Any:

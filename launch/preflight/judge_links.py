@@ -6,7 +6,7 @@ from typing import Any
 
 from isthmus.launch.preflight.config import PreflightConfig
 from isthmus.launch.preflight.doors import HINTS, Door
-from isthmus.launch.preflight.findings import Finding, Sites, Status, everyone, place, share
+from isthmus.launch.preflight.findings import Finding, Sites, Status, everyone, looks_of, place, share
 from isthmus.launch.preflight.judge_sites import clock_status
 
 _LEAST_JITTER_SECONDS = 0.02  # below, it is the two machines' own
@@ -117,7 +117,7 @@ def _ports(sites: Sites, names: Sequence[str]) -> Iterator[Finding]:
     """Lanes: rank r of a site calls rank r of every later one."""
     for name, site in sites.items():
         open_ports: dict[str, list[int]] = {}
-        for _, look in everyone({"": site}):
+        for look in looks_of(site):
             links = (look.get("abroad") or {}).get("links") or {}
             if "error" in links:
                 yield Finding(Status.fail, "lane ports", place(site, look), links["error"], "", look["node"])

@@ -12,6 +12,7 @@ from isthmus.launch.preflight.findings import (
     Status,
     blamed,
     everyone,
+    looks_of,
     place,
     share,
     usual,
@@ -115,7 +116,7 @@ def _speed(sites: Sites, keys: PreflightConfig) -> Iterator[Finding]:
     """A site's step takes as long as its slowest rank's: a rank at 75% takes a third more of everybody's time."""
     yield from _errors(sites, "matmul", "see that torch works there")
     for site in sites.values():
-        looks = [look for _, look in everyone({"": site}) if "error" not in look["matmul"]]
+        looks = [look for look in looks_of(site) if "error" not in look["matmul"]]
         if not looks:
             continue
         middle = statistics.median_high(look["matmul"]["flops"] for look in looks)
@@ -150,7 +151,7 @@ def _why_slow(site: Site, look: Mapping[str, Any]) -> str:
 def _open_files(sites: Sites) -> Iterator[Finding]:
     yield from _errors(sites, "files", "")
     for site in sites.values():
-        looks = [look for _, look in everyone({"": site}) if "error" not in look["files"]]
+        looks = [look for look in looks_of(site) if "error" not in look["files"]]
         short = [look for look in looks if look["files"]["soft"] < look["files"]["needed"]]
         for look in short:
             files = look["files"]

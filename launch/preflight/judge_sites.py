@@ -12,6 +12,7 @@ from isthmus.launch.preflight.findings import (
     Status,
     blamed,
     everyone,
+    looks_of,
     place,
     several_nodes,
     usual,
@@ -46,7 +47,7 @@ def judge_sites(sites: Sites, keys: PreflightConfig, *, keep: int, deadline_seco
 
 def _disks(sites: Sites, keep: int, deadline_seconds: float) -> Iterator[Finding]:
     for site in sites.values():
-        looks = [look for _, look in everyone({"": site})]
+        looks = looks_of(site)
         broken = [look for look in looks if "error" in look["disk"]]
         for look in broken:
             disk = look["disk"]
@@ -117,7 +118,7 @@ def _collectives(sites: Sites, keys: PreflightConfig) -> Iterator[Finding]:
     for site in sites.values():
         if site["size"] == 1:
             continue
-        looks = [look for _, look in everyone({"": site})]
+        looks = looks_of(site)
         inside = [(look, look.get("inside") or {}) for look in looks]
         broken = [(look, seen) for look, seen in inside if "error" in seen]
         for look, seen in broken[:4]:
@@ -180,7 +181,7 @@ def _clocks(sites: Sites, keys: PreflightConfig) -> Iterator[Finding]:
     for site in sites.values():
         ahead = [
             (look, look["inside"]["clock_offset_seconds"])
-            for _, look in everyone({"": site})
+            for look in looks_of(site)
             if "clock_offset_seconds" in (look.get("inside") or {})
         ]
         if not ahead:

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import time
+import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,8 @@ _INSIDE_SECONDS = 20.0
 def main(argv: Sequence[str]) -> int:
     """Look, tell the site, and on rank 0 report; return the exit code."""
     die_with_launcher()
+    # Megatron warns at import, once a module, of what training deals with.
+    warnings.filterwarnings("ignore", module=r"megatron\.")
     rank = Rank.from_environment()
     try:
         command = parse(argv)

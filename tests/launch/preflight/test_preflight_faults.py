@@ -111,7 +111,6 @@ def test_the_command_starts_ranks_shows_a_table_and_prints_one_object(tmp_path: 
     assert result.code == 0, result.err
     report = json.loads(result.out)
     assert failed(report) == []
-    assert report["seconds"] < 60
     checks = {found["check"] for found in report["findings"]}
     assert checks == {"ranks", "versions", "device", "speed", "open files", "disk", "data", "collectives", "clock"}
     assert "what to do" in result.err
