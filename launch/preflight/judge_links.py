@@ -210,7 +210,7 @@ def _buffers(sites: Sites, link: MeasuredLink, streams: int) -> Iterator[Finding
     needed = best * 1e6 / 8 * link.rtt_seconds * _KERNEL_SHARE / streams
     lossy = max(link.out.loss or 0.0, link.back.loss or 0.0) > 0
     for name in link.ends:
-        seen = [look.get("network", {}) for site, look in everyone(sites) if site["name"] == name]
+        seen = [look.get("network", {}) for look in looks_of(sites[name])] if name in sites else []
         for network in [network for network in seen if "controls" in network][:1]:
             if network["largest_buffer"] < needed:
                 told = f"sockets may hold {network['largest_buffer']} bytes, {needed:.0f} fill the link"

@@ -86,7 +86,7 @@ def _versions(sites: Sites) -> Iterator[Finding]:
 def _devices(sites: Sites) -> Iterator[Finding]:
     yield from _errors(sites, "device", "see that the driver works: nvidia-smi")
     for site in sites.values():
-        looks = [look for one, look in everyone({"": site}) if "error" not in look["device"]]
+        looks = [look for look in looks_of(site) if "error" not in look["device"]]
         if not looks:
             continue
         usual_name = usual([look["device"]["name"] for look in looks])
