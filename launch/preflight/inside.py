@@ -52,10 +52,10 @@ def wrong_sums(rank: int, size: int, device: str) -> int:
     values = base + rank
     dist.all_reduce(values)
     wrong = int((values != size * base + size * (size - 1) / 2).sum())
-    gathered = torch.empty(size * _PERIOD, device=device)
-    dist.all_gather_into_tensor(gathered, base[:_PERIOD] + rank)
+    gathered = torch.empty(size, _PERIOD, device=device)
+    dist.all_gather(list(gathered), base[:_PERIOD] + rank)
     expected = base[:_PERIOD] + torch.arange(size, device=device, dtype=torch.float32)[:, None]
-    return wrong + int((gathered.view(size, _PERIOD) != expected).sum())
+    return wrong + int((gathered != expected).sum())
 
 
 def pairs(rank: int, units: list[int], device: str) -> list[dict[str, Any]]:
@@ -117,7 +117,7 @@ def clock_offset(clock: Clock, device: str) -> float:
     for _ in range(_CLOCK_ROUNDS):
         dist.barrier()
         mine = torch.tensor([clock()], dtype=torch.float64, device=device)
-        all_ = torch.empty(dist.get_world_size(), dtype=torch.float64, device=device)
-        dist.all_gather_into_tensor(all_, mine)
-        offsets.append(float(mine - all_[0]))
+        all_ = torch.empty(dist.get_world_size(), 1, dtype=torch.float64, device=device)
+        dist.all_gather(list(all_), mine)
+        offsets.append(float(mine[0] - all_[0, 0]))
     return min(offsets, key=abs)

@@ -30,6 +30,7 @@ _SLOW_START_TRIPS = 30  # round trips of a stage at least: TCP doubles its rate 
 _LONGEST_STAGE = 6.0
 _SETTLED, _LATE = (0.35, 0.55), 0.8  # of a stage: from somewhere in the first to somewhere after the second
 _PATIENCE_SECONDS = 20.0
+_COUNT = struct.Struct("=I")
 # Offsets in struct tcp_info (linux/tcp.h).
 _TCP_INFO_BYTES, _TOTAL_RETRANS, _DATA_SEGS_OUT = 192, 100, 156
 
@@ -66,12 +67,12 @@ def measure(end: LinkEnd, *, probes: int, seconds: float, clock: Clock) -> dict[
     stage = stage_seconds(seconds, trip["rtt_seconds"])
     for outward in (end.first, not end.first):
         direction = found["out" if outward else "in"]
-        direction["mbps"], segments, repeated = {}, 0, 0
+        direction["mbps"], segments, repeated = {}, 0.0, 0.0
         for count in stream_counts(len(end.streams)):
             result = _send(end, count, stage) if outward else _receive(end, count)
             direction["mbps"][str(count)] = result["mbps"]
             segments, repeated = segments + result["segments"], repeated + result["repeated"]
-        direction["repeated"] = repeated / max(segments, 1)
+        direction["repeated"] = repeated / max(segments, 1.0)
     return found
 
 
@@ -280,7 +281,7 @@ def settled_mbps(arrivals: Sequence[tuple[float, int]], seconds: float) -> float
     early = [entry for entry in arrivals if _SETTLED[0] * seconds <= entry[0] - began <= _SETTLED[1] * seconds]
     late = [entry for entry in arrivals if _LATE * seconds <= entry[0] - began <= seconds]
     if not early or not late:
-        early, late = arrivals[:1], arrivals[-1:]
+        early, late = [arrivals[0]], [arrivals[-1]]
     ends = max(late, key=lambda entry: (entry[1] - early[0][1]) / (entry[0] - early[0][0] or 1e-6))
     slope = min((ends[1] - taken) / (ends[0] - at or 1e-6) for at, taken in early)
     return slope * 8 / 1e6
@@ -291,4 +292,4 @@ def _segments(connection: socket.socket) -> tuple[int, int]:
     info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
     if len(info) < _DATA_SEGS_OUT + 4:
         return 0, 0
-    return tuple(struct.unpack_from("=I", info, offset)[0] for offset in (_DATA_SEGS_OUT, _TOTAL_RETRANS))  # type: ignore[return-value]
+    return _COUNT.unpack_from(info, _DATA_SEGS_OUT)[0], _COUNT.unpack_from(info, _TOTAL_RETRANS)[0]

@@ -42,12 +42,14 @@ class Rank:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Rank":
-        numbers = [int(environment.get(name, default)) for name, default in _TORCHRUN]
-        # Several of Slurm's nodes may live on one machine.
-        return cls(*numbers, environment.get("SLURMD_NODENAME") or socket.gethostname())
-
-
-_TORCHRUN = (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1))
+        return cls(
+            rank=int(environment.get("RANK", 0)),
+            size=int(environment.get("WORLD_SIZE", 1)),
+            local_rank=int(environment.get("LOCAL_RANK", 0)),
+            local_size=int(environment.get("LOCAL_WORLD_SIZE", 1)),
+            # Several of Slurm's nodes may live on one machine.
+            node=environment.get("SLURMD_NODENAME") or socket.gethostname(),
+        )
 
 
 def tried(probe: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -79,11 +81,13 @@ def device_facts(device: str) -> dict[str, Any]:
     """Return kind, name, count and memory of this rank's device; a CPU's memory is the machine's."""
     import torch
 
+    free: float
+    total: float
     if device == "cuda":
         free, total = torch.cuda.mem_get_info()
         count = torch.cuda.device_count()
     else:
-        free, total = (machine.machine_memory(entry) for entry in ("MemAvailable", "MemTotal"))
+        free, total = machine.machine_memory("MemAvailable"), machine.machine_memory("MemTotal")
         count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {
         "kind": device,

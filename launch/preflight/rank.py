@@ -5,7 +5,6 @@ import json
 import os
 import sys
 import time
-import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,8 +30,6 @@ _INSIDE_SECONDS = 20.0
 def main(argv: Sequence[str]) -> int:
     """Look, tell the site, and on rank 0 report; return the exit code."""
     die_with_launcher()
-    # Megatron warns at import, once a module, of what training deals with.
-    warnings.filterwarnings("ignore", module=r"megatron\.")
     rank = Rank.from_environment()
     try:
         command = parse(argv)
@@ -94,8 +91,9 @@ def preflight(
         board.post("seen", seen)
         code = EXIT_OK
         if reporter is not None:
-            site = {"name": site_name(config), "size": rank.size, "ranks": _all_seen(board, here, keys.wait_seconds)}
-            sites = _exchange(meeting, site, 2 * keys.wait_seconds) if meeting else {site["name"]: site}
+            ranks = _all_seen(board, here, keys.wait_seconds)
+            site: dict[str, Any] = {"name": site_name(config), "size": rank.size, "ranks": ranks}
+            sites = _exchange(meeting, site, 2 * keys.wait_seconds) if meeting else {str(site["name"]): site}
             code = reporter.report(sites, meeting, plan, seconds=time.monotonic() - began)
         if meeting is not None:
             meeting.leave()

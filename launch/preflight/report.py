@@ -50,11 +50,12 @@ class Reporter:
         findings = _findings(self._config, self._keys, sites, links, meeting, plan, names)
         status = worst(findings)
         self._console.print(findings_table(findings))
-        result = {
+        exclude = _to_exclude(sites, findings)
+        result: dict[str, Any] = {
             "status": status.value,
             "seconds": seconds,
             "findings": [_plain(finding) for finding in findings],
-            "exclude": _to_exclude(sites, findings),
+            "exclude": exclude,
             "links": [link.to_json() for link in links],
             "sites": sites,
         }
@@ -62,8 +63,8 @@ class Reporter:
         failed = sum(finding.status is Status.fail for finding in findings)
         warned = sum(finding.status is Status.warn for finding in findings)
         self.tell(f"{status.value}: {failed} failed, {warned} to look at, {len(findings)} lines in {seconds:.0f} s")
-        if result["exclude"]:
-            self.tell(f"without what failed: launch.exclude=[{','.join(result['exclude'])}]")
+        if exclude:
+            self.tell(f"without what failed: launch.exclude=[{','.join(exclude)}]")
         if self._json:
             print(json.dumps(result), flush=True)
         return EXIT_UNFIT if status is Status.fail else EXIT_OK
