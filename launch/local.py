@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from isthmus.config import compose, load_resolved, to_yaml
 from isthmus.errors import EXIT_OK, UserError
 from isthmus.launch.supervise import Supervisor
+from isthmus.launch.verbs import run_verb
 from isthmus.train.command import parse, print_help
 from isthmus.train.config import Config
 from isthmus.train.validate import load_corpus, plan_run, prepare_folder
@@ -15,6 +16,8 @@ _PROCESSES = "launch.processes"
 
 def main(argv: Sequence[str]) -> int:
     """Compose and validate, hand every rank the resolved configuration, and return the run's own exit code."""
+    if argv and argv[0] == "preflight":
+        return run_verb("launch.preflight.command", argv[1:])
     try:
         command = parse(argv)
         if command.help:

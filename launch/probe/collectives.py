@@ -30,12 +30,7 @@ def all_reduce(ranks: int, device: str, timeout_seconds: float = 120.0) -> dict[
             if process.poll() is None:
                 process.terminate()
             process.wait()
-    share = 2 * (ranks - 1) / ranks
-    return {
-        "ranks": ranks,
-        "bytes_per_second": share * _LARGE / max(large - small, 1e-9),
-        "latency_seconds": small / (2 * (ranks - 1)),
-    }
+    return ring_rate(ranks, _LARGE, large, small)
 
 
 def _measure(rank: int, ranks: int, port: int, device: str) -> list[float]:
@@ -47,20 +42,36 @@ def _measure(rank: int, ranks: int, port: int, device: str) -> list[float]:
         torch.cuda.set_device(rank)
     backend = "nccl" if device == "cuda" else "gloo"
     dist.init_process_group(backend, init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks)
-    found = []
-    for size in (_LARGE, _SMALL):
-        values = torch.ones(size // 4, device=device)
-        samples = []
-        for _ in range(_ROUNDS):
-            dist.barrier()
-            started = time.perf_counter()
-            dist.all_reduce(values)
-            if device == "cuda":
-                torch.cuda.synchronize()
-            samples.append(time.perf_counter() - started)
-        found.append(statistics.median(samples[2:]))
+    found = [all_reduce_seconds(size, device) for size in (_LARGE, _SMALL)]
     dist.destroy_process_group()
     return found
+
+
+def all_reduce_seconds(size: int, device: str, rounds: int = _ROUNDS) -> float:
+    """Return the median seconds of an all-reduce of so many bytes in the world's group, after two to warm up."""
+    import torch
+    import torch.distributed as dist
+
+    values = torch.ones(size // 4, device=device)
+    samples = []
+    for _ in range(rounds):
+        dist.barrier()
+        started = time.perf_counter()
+        dist.all_reduce(values)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        samples.append(time.perf_counter() - started)
+    return statistics.median(samples[2:])
+
+
+def ring_rate(ranks: int, size: int, large_seconds: float, small_seconds: float) -> dict[str, float]:
+    """Return bytes per second of a rank's ring and seconds of latency per step, from a large and a small all-reduce."""
+    share = 2 * (ranks - 1) / ranks
+    return {
+        "ranks": ranks,
+        "bytes_per_second": share * size / max(large_seconds - small_seconds, 1e-9),
+        "latency_seconds": small_seconds / (2 * (ranks - 1)),
+    }
 
 
 if __name__ == "__main__":

@@ -100,19 +100,19 @@ def own_address(interface: str | None, towards: Address) -> str:
 
 
 def dial(listener: Listener, party: Party, addresses: Mapping[int, Address], wait_seconds: float) -> "Connections":
-    """Open all connections of a lane.
+    """Open all connections of a lane to the sites that `addresses` names.
 
     Raises:
         UserError: a site has another secret.
         LaneError: a site cannot be reached within `wait_seconds`.
     """
     deadline = time.monotonic() + wait_seconds
-    found: Connections = {site: {} for site in range(len(party.names)) if site != party.site}
+    found: Connections = {site: {} for site in addresses}
     try:
-        for site in range(party.site + 1, len(party.names)):
+        for site in (site for site in addresses if site > party.site):
             for stream in range(party.streams):
                 found[site][stream] = _call(party, site, stream, addresses[site], deadline)
-        callers = range(party.site)
+        callers = [site for site in addresses if site < party.site]
         known = {addresses[site][0] for site in callers}
         while missing := [site for site in callers if len(found[site]) < party.streams]:
             _answer(listener, party, found, missing, deadline, known)

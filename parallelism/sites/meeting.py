@@ -58,9 +58,9 @@ def meet(
         LaneError: a connection failed.
     """
     deadline = time.monotonic() + sites.wait_seconds
-    token = _read_token(sites.token_file)
+    token = read_token(sites.token_file)
     store_address = split_address(sites.store)
-    hosting = sites.name == (sites.host or sites.names[0]) and attendance.rank == 0
+    hosting = hosts_meeting(sites, attendance.rank)
     listener = Listener.open(
         host=own_address(lane.interface, store_address),
         port_range=port_range(lane),
@@ -106,7 +106,7 @@ def _attend(
 ) -> tuple[TCPStore, str, dict[int, tuple[str, int]]]:
     """Write this rank's address into the store and read those of its lane."""
     while True:
-        store = _open_store(sites, hosting, deadline, tell if attendance.rank == 0 else _silent)
+        store = open_store(sites, hosting, deadline, tell if attendance.rank == 0 else _silent)
         with suppress(DistStoreError, RuntimeError):
             incarnation = _incarnation(store, hosting)
             prefix = f"isthmus/{incarnation}"
@@ -121,7 +121,17 @@ def _attend(
         time.sleep(5 * _PAUSE_SECONDS)
 
 
-def _open_store(sites: SitesConfig, hosting: bool, deadline: float, tell: Callable[[str], None]) -> TCPStore:
+def hosts_meeting(sites: SitesConfig, rank: int) -> bool:
+    """Say whether a rank of this site opens the store."""
+    return rank == 0 and sites.name == (sites.host or sites.names[0])
+
+
+def open_store(sites: SitesConfig, hosting: bool, deadline: float, tell: Callable[[str], None]) -> TCPStore:
+    """Open the store where sites meet, or connect to it once it is there.
+
+    Raises:
+        UserError: its port is taken, or it cannot be reached until `deadline` (of time.monotonic).
+    """
     host, port = split_address(sites.store)
     if hosting:
         try:
@@ -177,19 +187,17 @@ def _compare(other: str, ours: Attendance, incarnation: str, hello: bytes) -> No
             where="world size",
             fix="all sites need the same layout",
         )
-    differing = [
-        key
-        for key in sorted({*ours.config, *theirs["config"]})
-        if _value(ours.config, key) != _value(theirs["config"], key)
-    ]
-    if differing:
-        shown = ", ".join(
-            f"{key} ({_value(ours.config, key)} here, {_value(theirs['config'], key)} there)" for key in differing[:8]
-        )
-        more = f" and {len(differing) - 8} more" if len(differing) > 8 else ""
-        raise UserError(f"{other} is configured differently in {shown}{more}", where="sites", fix="make them equal")
+    if differing := describe_differences(ours.config, theirs["config"]):
+        raise UserError(f"{other} is configured differently in {differing}", where="sites", fix="make them equal")
     if (theirs["run"], theirs["incarnation"]) != (ours.run, incarnation):
         raise UserError(f"{other} is in another run, {theirs['run']}", where="run.name", fix="start all sites anew")
+
+
+def describe_differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    """Return the first keys whose values differ, with both, or nothing."""
+    differing = [key for key in sorted({*ours, *theirs}) if _value(ours, key) != _value(theirs, key)]
+    shown = ", ".join(f"{key} ({_value(ours, key)} here, {_value(theirs, key)} there)" for key in differing[:8])
+    return f"{shown} and {len(differing) - 8} more" if len(differing) > 8 else shown
 
 
 def _value(config: Mapping[str, Any], key: str) -> str:
@@ -208,7 +216,12 @@ def _silent(line: str) -> None:
     pass
 
 
-def _read_token(path: str | None) -> bytes:
+def read_token(path: str | None) -> bytes:
+    """Return the secret that the sites share, or nothing if they have none.
+
+    Raises:
+        UserError: the file is missing or empty.
+    """
     if path is None:
         return b""
     try:

@@ -9,6 +9,7 @@ EXIT_HANG = 86  # a rank made no progress within its deadline: the watchdog ende
 EXIT_REWIND = 87  # the guard goes back behind a loss spike: start the same command again
 EXIT_GAVE_UP = 88  # restarted again and again without a new step
 EXIT_STORAGE = 89  # a checkpoint could not be written: the disk is full or broken
+EXIT_UNFIT = 90  # a preflight found something that would stop or slow the run
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, the shell's convention
 
 

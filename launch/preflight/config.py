@@ -1,0 +1,57 @@
+"""Configuration of a preflight: `preflight.*` on the command line of `isthmus launch preflight`."""
+
+import math
+from dataclasses import dataclass, fields
+
+from isthmus.config import key
+from isthmus.errors import UserError
+from isthmus.train.config import Config
+
+
+@dataclass(kw_only=True, slots=True)
+class PreflightConfig:
+    wait_seconds: float = key(60.0, "how long to wait for other sites, and for ranks that do not answer")
+    matmul_seconds: float = key(0.5, "length of each of three windows in which every rank multiplies matrices")
+    disk_mb: int = key(64, "10^6 bytes that each rank writes into the checkpoint folder (less where little is free)")
+    link_seconds: float = key(2.0, "of sending for each link, direction and number of streams (more on long links)")
+    probes: int = key(1000, "datagrams sent each way over two seconds, to count losses")
+    slow_rank: float = key(0.75, "a rank below this share of its site's median speed fails; half as far below 1 warns")
+    peak_share: float = key(0.5, "a GPU below this share of its data sheet in matrix products fails")
+    asymmetry: float = key(2.0, "a link fails if one direction carries so many times more than the other")
+    loss: float = key(0.01, "a link that loses this share of its packets fails; a fifth of it warns")
+    clock_seconds: float = key(5.0, "clocks that differ by more fail; a tenth of it warns")
+    link_mbps: float | None = key(None, "a link fails if it carries less in a direction, in Mbit/s (null: no demand)")
+    out: str | None = key(None, "cluster file for isthmus plan (null: cluster.yaml in the run folder)")
+
+
+@dataclass(kw_only=True, slots=True)
+class PreflightRunConfig(Config):
+    """Everything that `isthmus launch preflight` can be told: all of train, and the preflight."""
+
+    preflight: PreflightConfig = key(PreflightConfig, "")
+
+
+def train_config(config: PreflightRunConfig) -> Config:
+    """Return what is left without the preflight's keys: the configuration, and so the run folder, of the run itself."""
+    return Config(**{field.name: getattr(config, field.name) for field in fields(Config)})
+
+
+def validate_preflight(keys: PreflightConfig) -> None:
+    """Refuse limits that no measurement could be held against.
+
+    Raises:
+        UserError: naming the key.
+    """
+    for name in ("wait_seconds", "matmul_seconds", "disk_mb", "link_seconds", "loss", "clock_seconds"):
+        _check(name, getattr(keys, name) > 0, getattr(keys, name), "it must be positive")
+    _check("probes", keys.probes >= 100, keys.probes, "100 or more: fewer say nothing of a loss")
+    _check("probes", keys.probes <= 100_000, keys.probes, "100000 at most: two seconds hold no more")
+    for name in ("slow_rank", "peak_share"):
+        _check(name, 0 < getattr(keys, name) < 1, getattr(keys, name), "a share between 0 and 1")
+    _check("asymmetry", keys.asymmetry > 1, keys.asymmetry, "it is above 1")
+    _check("link_mbps", keys.link_mbps is None or keys.link_mbps > 0, keys.link_mbps, "it must be positive")
+
+
+def _check(name: str, holds: bool, value: object, fix: str) -> None:
+    if not holds or (isinstance(value, float) and not math.isfinite(value)):
+        raise UserError(f"is {value}", where=f"preflight.{name}", fix=fix)
