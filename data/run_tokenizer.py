@@ -31,7 +31,7 @@ def tokenizer_of_run(config: DataConfig, vocab_size: int, fingerprints: Mapping[
     if corpus.tokenizer is not None:
         trained = corpus.tokenizer
         return trained if hasattr(trained, "hash") else of_content(trained.to_str().encode(), "trained.json")
-    for source in config.sources.values():
-        for path in sorted(Path(source.path or "").expanduser().glob("tokenizer.*")):
+    for given in config.sources.values():
+        for path in sorted(Path(given.path or "").expanduser().glob("tokenizer.*")):
             return load_text_tokenizer(str(path))
     raise UserError("nothing says which tokenizer made the shards", where="data.tokenizer", fix="train with one given")

@@ -164,7 +164,7 @@ def _open(path: str, groups: object) -> CheckpointSampler:
         model = InferenceModel(
             config.model,
             config.train.precision,
-            groups,  # type: ignore[arg-type]
+            groups,
             slots=_SLOTS[device],
             length=config.train.sequence_length,
         )
@@ -184,7 +184,7 @@ def load_weights(model: InferenceModel, reader: Reader) -> str:
     Raises:
         Broken: some number is in no file.
     """
-    kind = "outer" if "outer" in reader.kinds() else "parameter"
+    kind = "outer" if "outer" in reader.shapes() else "parameter"
     targets = [
         (Record(kind, where.name, where.global_shape, where.offset, where.shape, where.start, where.stop), flat)
         for where, flat in model.parameters()

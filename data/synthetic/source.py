@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from isthmus.data.prepare.config import PrepareConfig, PrepareData, PrepareSource, SourceKind, TextConfig, TokenizerFile
-from isthmus.data.prepare.folder import REJECTS, REPORT, SUMMARY, new_file
+from isthmus.data.prepare.folder import REJECTS, REPORT, SUMMARY
 from isthmus.data.prepare.pipeline import prepare
 from isthmus.data.prepare.progress import Progress
 from isthmus.data.prepare.statistics import Statistics
@@ -22,7 +22,7 @@ from isthmus.data.synthetic.journal import Journal
 from isthmus.data.synthetic.plan import Plan
 from isthmus.data.synthetic.protocols import digest
 from isthmus.data.tokenizer import train
-from isthmus.files import write_atomically
+from isthmus.files import new_file, write_atomically
 
 DOCUMENTS = "documents.jsonl"
 LARGEST_TRAINED_VOCABULARY = 8_192

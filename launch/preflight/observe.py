@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from isthmus.data.config import Packing
 from isthmus.errors import UserError
 from isthmus.fault_tolerance.filesystem import free_bytes
 from isthmus.launch.preflight.versions import versions
@@ -203,10 +204,14 @@ def data(config: Config, plan: Plan) -> dict[str, Any]:
     found = {}
     for name, source in corpus.sources.items():
         stream = source.train
-        last = max(len(stream) - _SAMPLED_TOKENS, 0)
+        # Windows that are packed are read whole, by their numbers; others from any token on.
+        length = config.train.sequence_length
+        packed = config.data.packing is Packing.best_fit
+        last = stream.windows(length) - 1 if packed else max(len(stream) - _SAMPLED_TOKENS, 0)
         starts = [last * number // (_SAMPLED_WINDOWS - 1) for number in range(_SAMPLED_WINDOWS)]
-        rows = np.zeros((_SAMPLED_WINDOWS, min(_SAMPLED_TOKENS, len(stream))), dtype=stream.dtype)
-        if broken := stream.read(starts, rows):
+        width = length + 1 if packed else min(_SAMPLED_TOKENS, len(stream))
+        rows = np.zeros((_SAMPLED_WINDOWS, width), dtype=stream.dtype)
+        if broken := stream.read(starts, rows).bad:
             raise UserError(next(iter(broken.values())), where=f"data.sources.{name}", fix="copy the data anew")
         found[name] = f"{source.fingerprint[:12]}/{hashlib.sha256(rows.tobytes()).hexdigest()[:8]}"
     return {"sources": found}
