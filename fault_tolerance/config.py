@@ -25,3 +25,4 @@ class RestartConfig:
 
     without_progress: int = key(3, "restarts in a row without a new step before it gives up (0: never restart)")
     delay_seconds: float = key(1.0, "wait before a restart")
+    silence_seconds: float = key(300.0, "a rank without a heartbeat for so long is taken for frozen (0: never)")

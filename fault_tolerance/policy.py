@@ -7,6 +7,7 @@ from isthmus.errors import (
     EXIT_BUG,
     EXIT_GAVE_UP,
     EXIT_INTERRUPTED,
+    EXIT_NODE_LOST,
     EXIT_OK,
     EXIT_REQUEUE,
     EXIT_SITE_LOST,
@@ -36,6 +37,7 @@ TABLE = {
     EXIT_SITE_LOST: Rule("another site was lost", Action.restart, counts=False),
     EXIT_STORAGE: Rule("a checkpoint could not be written", Action.end),
     EXIT_BUG: Rule("an error of a rank", Action.restart),
+    EXIT_NODE_LOST: Rule("a node failed and no spare was left", Action.requeue),
     EXIT_GAVE_UP: Rule("no progress after several restarts", Action.end),
 }
 KILLED = Rule("a rank was killed by a signal", Action.restart)

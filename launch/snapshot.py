@@ -28,7 +28,9 @@ def versions() -> dict[str, str]:
 def revision() -> dict[str, Any] | None:
     """Return commit and uncommitted changes of the code that runs; None where it is not a git checkout."""
     folder = Path(isthmus.__file__).resolve().parent
-    commit = _git(folder, "rev-parse", "HEAD")
+    # An installed copy may lie inside somebody else's checkout.
+    tracked = _git(folder, "ls-files", "--error-unmatch", "errors.py")
+    commit = _git(folder, "rev-parse", "HEAD") if tracked else None
     if commit is None:
         return None
     return {"commit": commit, "changed": (_git(folder, "status", "--porcelain") or "").splitlines()}

@@ -16,6 +16,7 @@ from isthmus.data.audit import Journal
 from isthmus.data.loader import MixtureLoader
 from isthmus.data.shares import Division
 from isthmus.fault_tolerance.guard import StepGuard
+from isthmus.fault_tolerance.heartbeat import Heartbeat
 from isthmus.fault_tolerance.ledger import RunLedger
 from isthmus.files import write_atomically, write_json
 from isthmus.parallelism.engine import Engine
@@ -54,9 +55,13 @@ class Observers:
     """Passes everything on to several observers; ranks other than 0 have none."""
 
     def __init__(
-        self, metrics: Metrics | None, console: ConsoleProgress | None, ledger: RunLedger | None = None
+        self,
+        metrics: Metrics | None,
+        console: ConsoleProgress | None,
+        ledger: RunLedger | None = None,
+        heartbeat: Heartbeat | None = None,
     ) -> None:
-        self.metrics, self._ledger = metrics, ledger
+        self.metrics, self._ledger, self._heartbeat = metrics, ledger, heartbeat
         self._all = [observer for observer in (metrics, console) if observer is not None]
 
     def start(self, step: int, tokens: int, held_out: dict[str, float] | None) -> None:
@@ -64,12 +69,16 @@ class Observers:
             observer.start(step, tokens, held_out)
         if self._ledger is not None:
             self._ledger.begin(step)
+        if self._heartbeat is not None:
+            self._heartbeat.step(step)
 
     def step(self, report: StepReport, held_out: dict[str, float] | None) -> None:
         for observer in self._all:
             observer.step(report, held_out)
         if self._ledger is not None:
             self._ledger.step(report.step)
+        if self._heartbeat is not None:
+            self._heartbeat.step(report.step)
 
     def close(self) -> None:
         for observer in self._all:
@@ -88,6 +97,7 @@ def build_run(config: Config, plan: Plan, world: World, console: Console, stop: 
             ours = {"status": "running", "rank": 0, "process": os.getpid(), "launcher": os.getppid()}
             write_json(plan.folder / "outcome.json", ours)
         _log_to_file(plan, world)
+        heartbeat = stack.enter_context(Heartbeat(plan.folder, world.rank).beating())
         corpus, mixture = load_corpus(config, plan)
         journal = Journal(
             plan.folder, world.rank, writes_attempts=world.rank == 0, log_samples=_logs_samples(config, plan, world)
@@ -113,7 +123,7 @@ def build_run(config: Config, plan: Plan, world: World, console: Console, stop: 
         )
         ledger = RunLedger(None if world.rank else plan.folder / "ledger.jsonl", started_at())
         stack.callback(ledger.close, "failed")  # unless it was closed before
-        observers = _observers(config, plan, world, console, ledger)
+        observers = _observers(config, plan, world, console, ledger, heartbeat)
         stack.callback(observers.close)
         checkpointer = RunCheckpointer(config, plan, engine, sync, tell)
         stack.callback(checkpointer.close)
@@ -200,9 +210,11 @@ def _by_updates(config: Config, plan: Plan) -> Callable[[int], float]:
     return lambda updates: schedule(updates * tokens_per_step(config))
 
 
-def _observers(config: Config, plan: Plan, world: World, console: Console, ledger: RunLedger) -> Observers:
+def _observers(
+    config: Config, plan: Plan, world: World, console: Console, ledger: RunLedger, heartbeat: Heartbeat
+) -> Observers:
     if world.rank:
-        return Observers(None, None, ledger)
+        return Observers(None, None, ledger, heartbeat)
     write_atomically(plan.folder / "config.yaml", to_yaml(config).encode())
     peak = config.log.peak_tflops * 1e12 if config.log.peak_tflops else peak_flops(config.train.precision)
     metrics = Metrics(
@@ -227,4 +239,4 @@ def _observers(config: Config, plan: Plan, world: World, console: Console, ledge
             f"attempt {metrics.attempt}: the rows of earlier ones stay in metrics.jsonl",
             highlight=False,
         )
-    return Observers(metrics, ConsoleProgress(console, plan.steps), ledger)
+    return Observers(metrics, ConsoleProgress(console, plan.steps), ledger, heartbeat)

@@ -46,8 +46,13 @@ class Plan:
     folder: Path
 
 
-def plan_run(config: Config, world_size: int, local_world_size: int | None = None) -> Plan:
+def plan_run(
+    config: Config, world_size: int, local_world_size: int | None = None, *, elsewhere: bool = False
+) -> Plan:
     """Check the configuration against itself, the number of ranks (all, and on this machine) and this machine.
+
+    Args:
+        elsewhere: the run will be on other machines than this one, which is not looked at.
 
     Raises:
         UserError: the first thing that is wrong.
@@ -71,7 +76,8 @@ def plan_run(config: Config, world_size: int, local_world_size: int | None = Non
     shares = tuple(config.sites.shares) if names and config.sites.shares else (1,) * max(len(names), 1)
     for place in range(len(shares)):
         validate_batch(topology, config.train.global_batch, config.train.micro_batch, shares=shares, site=place)
-    _validate_machine(config, local_world_size or world_size)
+    if not elsewhere:
+        _validate_machine(config, local_world_size or world_size)
     _validate_optim(config.optim)
     steps = total_steps(config)
     total_tokens = steps * tokens_per_step(config)
@@ -195,6 +201,7 @@ def _validate_checkpoint(config: Config) -> None:
         ("checkpoint.keep_every", keys.keep_every, 0),
         ("restart.without_progress", config.restart.without_progress, 0),
         ("restart.delay_seconds", config.restart.delay_seconds, 0),
+        ("restart.silence_seconds", config.restart.silence_seconds, 0),
     ):
         if value < least:
             raise UserError(f"is {value}", where=where, fix=f"it starts at {least}")

@@ -5,6 +5,7 @@ EXIT_BUG = 1
 EXIT_USER_ERROR = 2
 EXIT_SITE_LOST = 75  # another site or a link failed: try again (EX_TEMPFAIL of sysexits.h)
 EXIT_REQUEUE = 85  # stopped in good order, with a checkpoint, before its end: start the same command again
+EXIT_NODE_LOST = 87  # a node failed and no spare was left: start the same command on others
 EXIT_GAVE_UP = 88  # restarted again and again without a new step
 EXIT_STORAGE = 89  # a checkpoint could not be written: the disk is full or broken
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, the shell's convention
