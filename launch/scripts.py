@@ -69,6 +69,12 @@ def job_script(sites: Sequence[LaunchSite], *, launch_id: str, exclude: Sequence
     return "\n".join(lines) + _job_end(first, launch_id)
 
 
+def preamble(site: LaunchSite) -> str:
+    """Return the shell lines that make the site's python work."""
+    modules = [f"module load {_quoted(site.spec.modules)}"] if site.spec.modules else []
+    return "\n".join([*modules, *site.spec.setup])
+
+
 def _job_end(site: LaunchSite, launch_id: str) -> str:
     slurm = site.spec.slurm
     options = ["--nodes=$SLURM_JOB_NUM_NODES", "--ntasks-per-node=1", "--kill-on-bad-exit=1", "--export=ALL"]
@@ -179,10 +185,9 @@ def _preparation(site: LaunchSite) -> list[str]:
         _END,
         f'mv -- "$temporary" {config}',
     ]
-    modules = [f"module load {_quoted(spec.modules)}"] if spec.modules else []
-    if modules or spec.setup:
+    if spec.modules or spec.setup:
         # Modules and activation scripts use variables that nobody has set.
-        lines += ["set +u", *modules, *spec.setup, "set -u"]
+        lines += ["set +u", preamble(site), "set -u"]
     variables = dict(spec.env)
     if spec.interface is not None:
         variables |= {"NCCL_SOCKET_IFNAME": spec.interface, "GLOO_SOCKET_IFNAME": spec.interface}

@@ -1,5 +1,6 @@
 """What a launch was made of: the code's revision, the versions of packages, the command."""
 
+import json
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -55,3 +56,7 @@ def _git(folder: Path, *words: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return result.stdout.strip()
+
+
+if __name__ == "__main__":
+    print(json.dumps({"versions": versions(), "revision": revision()}))
