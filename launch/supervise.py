@@ -217,6 +217,13 @@ class Supervisor:
     def _tell(self, line: str) -> None:
         self._said.append(line)
         tell(line)
+        with suppress(OSError):
+            (self._folder / "logs").mkdir(exist_ok=True)
+            with (self._folder / "logs" / "supervisor.log").open("a", encoding="utf-8") as file:
+                # As logging's asctime, which `isthmus launch logs` merges by.
+                now = time.time()
+                stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now))
+                file.write(f"{stamp},{int(now * 1000) % 1000:03d} INFO supervisor: {line}\n")
 
     def _keep(self, state: str, code: int | None = None) -> None:
         """Write down where things stand, for `isthmus launch status`."""
