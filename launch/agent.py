@@ -47,7 +47,8 @@ class Ranks:
     """The ranks of this node, attempt after attempt.
 
     Args:
-        arguments: of each rank, after `python`.
+        arguments: of each rank.
+        program: that python runs as a rank.
         patience_seconds: after a request to stop, ranks that are still there are killed; None: they have all the time.
     """
 
@@ -56,12 +57,14 @@ class Ranks:
         processes: int,
         arguments: Sequence[str],
         *,
+        program: Sequence[str] = ("-m", "isthmus.train"),
         affinity: Affinity = Affinity.none,
         patience_seconds: float | None = None,
     ) -> None:
         self._processes, self._patience = processes, patience_seconds
-        bound = ["-m", "isthmus.launch.rank", "--affinity", affinity.name]
-        self._arguments = [*(["-m", "isthmus.train"] if affinity is Affinity.none else bound), *arguments]
+        if affinity is not Affinity.none:
+            program = ("-m", "isthmus.launch.rank", "--affinity", affinity.name)
+        self._arguments = [*program, *arguments]
         self._killed = False
         self._told: set[int] = set()  # processes that know of the request
         self.request: signal.Signals | None = None

@@ -20,7 +20,7 @@ from isthmus.launch.states import active, states
 from isthmus.launch.verbs import run_verb
 from isthmus.train.command import Command, parse, print_help
 from isthmus.train.config import Config, run_name, site_name
-from isthmus.train.validate import load_corpus, plan_run, prepare_folder
+from isthmus.train.validate import Plan, load_corpus, plan_run, prepare_folder
 
 _USAGE = """\
 isthmus launch [OPTION] [GROUP=CHOICE] [KEY=VALUE] ...   train: every site, every rank
@@ -50,7 +50,9 @@ def main(argv: Sequence[str]) -> int:
             return run_verb(_VERBS[words[0]], words[1:])
         if words and "=" not in words[0] and not words[0].startswith("-"):
             known = ", ".join(_VERBS)
-            raise UserError(f"there is no '{words[0]}'", where="isthmus launch", fix=f"use KEY=VALUE, or one of: {known}")
+            raise UserError(
+                f"there is no '{words[0]}'", where="isthmus launch", fix=f"use KEY=VALUE, or one of: {known}"
+            )
         return _launch(words)
     except UserError as error:
         print(f"isthmus: {error}", file=sys.stderr)
@@ -71,28 +73,41 @@ def _launch(argv: Sequence[str]) -> int:
     if command.json and (whole.sites.at or whole.launch.kind is not LaunchKind.local):
         fix = "`isthmus launch status RUN --json` says how it stands"
         raise UserError("is for one site on this machine", where="--json", fix=fix)
-    for site in sites:
-        plan = plan_run(
-            site.config, world_size=site.world_size, local_world_size=site.ranks_per_node, elsewhere=_elsewhere(whole, site)
-        )
-        if not site.elsewhere and not site.spec.dir:
-            load_corpus(site.config, plan)
-    run_folder = Path(sites[0].config.run.dir if command.config else whole.run.dir).expanduser() / run_name(sites[0].config)
+    options = ["--json"] if command.json else []
+    plans = [_validated(whole, site) for site in sites]
     launch_id = secrets.token_hex(4)
     if whole.launch.dry_run:
         return _show(sites, whole, launch_id)
+    if command.config:
+        # Whoever resolved it keeps the record.
+        return run_here(sites[0], plans[0].folder, options)
+    run_folder = Path(whole.run.dir).expanduser() / run_name(sites[0].config)
     prepare_folder(run_folder)
-    _refuse_active(run_folder)
+    _refuse_active(run_folder, sites)
     ours = snapshot(argv)
     write_json(run_folder / "launch" / "environment.json", ours)
     write_atomically(run_folder / "launch" / "config.yaml", to_yaml(whole).encode())
-    if whole.launch.kind is LaunchKind.local:
-        records = [record_of(site, whole.launch, started=True) for site in sites]
-        LaunchRecord(run_folder.name, launch_id, time.time(), records).write(run_folder)
-        if not whole.sites.at:
-            return run_here(sites[0], ["--json"] if command.json else [])
-        return run_sites_here(sites, launch_id)
-    return _start(sites, whole, launch_id, run_folder, ours)
+    if whole.launch.kind is not LaunchKind.local:
+        return _start(sites, whole, launch_id, run_folder, ours)
+    records = [record_of(site, whole.launch, started=True) for site in sites]
+    if not whole.sites.at:
+        # Sites that are started one by one share the run folder.
+        records += [entry for entry in _recorded(run_folder) if entry.name != sites[0].name]
+    LaunchRecord(run_folder.name, launch_id, time.time(), records).write(run_folder)
+    return run_sites_here(sites, launch_id) if whole.sites.at else run_here(sites[0], plans[0].folder, options)
+
+
+def _validated(whole: LaunchRunConfig, site: LaunchSite) -> Plan:
+    plan = plan_run(
+        site.config,
+        world_size=site.world_size,
+        local_world_size=site.ranks_per_node,
+        # Where ranks will see other devices than this process does.
+        elsewhere=site.elsewhere or whole.launch.kind is LaunchKind.slurm,
+    )
+    if not site.elsewhere and site.spec.dir is None:
+        load_corpus(site.config, plan)
+    return plan
 
 
 def _composed(command: Command) -> tuple[LaunchRunConfig, list[LaunchSite]]:
@@ -107,19 +122,16 @@ def _composed(command: Command) -> tuple[LaunchRunConfig, list[LaunchSite]]:
     return whole, [LaunchSite(site_name(config), SiteSpec(), config, launch_sites(whole)[0].ranks_per_node)]
 
 
-def _elsewhere(whole: LaunchRunConfig, site: LaunchSite) -> bool:
-    """Whether the ranks will see other devices than this process does."""
-    return site.elsewhere or whole.launch.kind is LaunchKind.slurm
+def _recorded(run_folder: Path) -> list[SiteRecord]:
+    return read_record(run_folder).sites if (run_folder / "launch" / "launch.json").exists() else []
 
 
-def _refuse_active(run_folder: Path) -> None:
-    if not (run_folder / "launch" / "launch.json").exists():
-        return
-    for state in states([site for site in read_record(run_folder).sites if site.started]):
+def _refuse_active(run_folder: Path, sites: Sequence[LaunchSite]) -> None:
+    names = {site.name for site in sites}
+    for state in states([entry for entry in _recorded(run_folder) if entry.started and entry.name in names]):
         if "unreachable" not in state and active(state):
-            raise UserError(
-                f"{state['site']} is running", where=str(run_folder), fix=f"isthmus launch stop {run_folder}"
-            )
+            fix = f"wait for it, or isthmus launch stop {run_folder}"
+            raise UserError(f"{state['site']} is running", where=str(run_folder), fix=fix)
 
 
 def _by_hand(whole: LaunchRunConfig, site: LaunchSite) -> bool:
@@ -201,5 +213,3 @@ def _show(sites: Sequence[LaunchSite], whole: LaunchRunConfig, launch_id: str) -
                 plain = torchrun_command(site, node=number, count=len(shells), first_host=shells[0].host)
                 print(f"# under plain torchrun, which starts nothing again:\n# {plain}\n")
     return EXIT_OK
-
-

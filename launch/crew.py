@@ -1,7 +1,7 @@
-"""The nodes of a site: one leads, the others follow its orders, and each hears when the ranks of another have failed.
+"""The nodes of a site: one leads, the others follow its orders, and each hears when ranks of another have failed.
 
-The leader opens a store on its node and writes the address into the run folder, which all nodes of a site share: no name
-has to be resolved and no port agreed upon. torchrun's agents meet in the same store.
+The leader opens a store on its node and writes the address into the run folder, which all nodes of a site share: no
+name has to be resolved and no port agreed upon. torchrun's agents meet in the same store.
 """
 
 import json
@@ -58,7 +58,11 @@ class Crew(Protocol):
         ...
 
     def collect(self, order: Order, ended: Ended | None) -> dict[int, Ended]:
-        """Add how this node's ranks ended, unless it stood by, and return how every node's ranks ended; a node that was lost has EXIT_NODE_LOST."""
+        """Return how every node's ranks ended; a node that was lost has EXIT_NODE_LOST.
+
+        Args:
+            ended: how this node's did; None if it stood by.
+        """
         ...
 
     def end(self, code: int) -> None: ...
@@ -321,6 +325,7 @@ def blamed(order: Sequence[int], ends: Mapping[int, Ended], cause: int | None) -
     """
     for node in order:
         end = ends[node]
-        if end.code == EXIT_NODE_LOST or (end.code < 0 and not end.killed) or (cause is not None and cause in end.ranks):
+        by_signal = end.code < 0 and not end.killed
+        if end.code == EXIT_NODE_LOST or by_signal or (cause is not None and cause in end.ranks):
             return node
     return None

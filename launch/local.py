@@ -1,6 +1,5 @@
 """launch=local: the ranks of one site in the foreground, or several sites beside each other."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -21,21 +20,19 @@ from isthmus.processes import die_with_parent
 from isthmus.train.validate import prepare_folder
 
 _POLL_SECONDS = 0.2
-_PATIENCE_SECONDS = 30.0  # for sites to end by themselves after another has
+_NOTICE_SECONDS = 2.0  # for sites that end together
+_PATIENCE_SECONDS = 30.0
 
 
-def run_here(site: LaunchSite, options: list[str]) -> int:
+def run_here(site: LaunchSite, folder: Path, options: list[str]) -> int:
     """Supervise the ranks of one site in this process; return the run's exit code."""
-    folder = Path(site.folder)
     prepare_folder(folder)
-    # As the user wrote it, relative or not: it is in what ranks print.
-    folder = Path(os.path.relpath(folder)) if not Path(site.config.run.dir).is_absolute() else folder
     ranks = Ranks(site.ranks_per_node, ["--config", str(folder / "config.yaml"), *options])
     return Supervisor(site.config, folder, ranks).run()
 
 
 def run_sites_here(sites: Sequence[LaunchSite], launch_id: str) -> int:
-    """Run the script of each site and show what they say, with the site's name; return the worst of their exit codes."""
+    """Run the script of each site and show what they say, with the site's name; return the worst exit code."""
     processes: dict[str, subprocess.Popen[bytes]] = {}
     readers = []
     try:
@@ -62,21 +59,23 @@ def run_sites_here(sites: Sequence[LaunchSite], launch_id: str) -> int:
             process.wait()
         for reader in readers:
             reader.join()
-    codes = [process.returncode if process.returncode >= 0 else 128 - process.returncode for process in processes.values()]
+    codes = [
+        process.returncode if process.returncode >= 0 else 128 - process.returncode for process in processes.values()
+    ]
     failed = [code for code in codes if code != EXIT_OK]
     causes = [code for code in failed if code != EXIT_SITE_LOST]
     return (causes or failed or [EXIT_OK])[0]
 
 
 def _wait(sites: Sequence[LaunchSite], processes: "dict[str, subprocess.Popen[bytes]]") -> None:
-    """Wait for all; when one has failed, the others may notice by themselves before they are asked, and then made, to end."""
-    asks_at = kills_at = float("inf")
+    """Wait for all. One that has failed will not come back: the others are asked, and then made, to end."""
+    kills_at = float("inf")
     while running := [process for process in processes.values() if process.poll() is None]:
         failed = any(process.poll() not in (None, EXIT_OK) for process in processes.values())
-        if failed and asks_at == float("inf"):
-            asks_at = time.monotonic() + max(site.config.lane.deadline_seconds for site in sites) + _PATIENCE_SECONDS
-        if time.monotonic() > asks_at and kills_at == float("inf"):
-            kills_at = time.monotonic() + _PATIENCE_SECONDS
+        if failed and kills_at == float("inf"):
+            # A step that waits for the lost site ends when its lane gives up.
+            kills_at = time.monotonic() + max(site.config.lane.deadline_seconds for site in sites) + _PATIENCE_SECONDS
+            time.sleep(_NOTICE_SECONDS)
             _signal(running, signal.SIGTERM)
         if time.monotonic() > kills_at:
             _signal(running, signal.SIGKILL)

@@ -77,7 +77,8 @@ def _command(site: SiteRecord, rank: str, lines: int, follow: bool) -> str:
         pattern = "logs/rank-*.log logs/supervisor.log"
     options = f"-v -n {lines} {'-F' if follow else ''}"
     # Without a match there is nothing to show, which is no error.
-    return f"cd -- {shlex.quote(site.folder)} && shopt -s nullglob && set -- {pattern} && [ $# -gt 0 ] && exec tail {options} -- \"$@\""
+    found = f"shopt -s nullglob && set -- {pattern} && [ $# -gt 0 ]"
+    return f'cd -- {shlex.quote(site.folder)} && {found} && exec tail {options} -- "$@"'
 
 
 def _merged(tails: "Sequence[tuple[SiteRecord, subprocess.Popen[bytes]]]", follow: bool) -> Iterator[Line]:

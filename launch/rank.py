@@ -17,7 +17,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def share_of(cores: Sequence[int], rank: int, ranks: int) -> Sequence[int]:
-    """Return the cores of one of so many ranks: neighbours, which share caches; the same ones where there are too few."""
+    """Return the cores of one of so many ranks: neighbours, which share caches; one shared where there are too few."""
     if len(cores) < ranks:
         return [cores[rank % len(cores)]]
     return cores[rank * len(cores) // ranks : (rank + 1) * len(cores) // ranks]

@@ -88,6 +88,8 @@ def launch_sites(config: LaunchRunConfig) -> list[LaunchSite]:
     if set(names) != set(at):
         missing = ", ".join(sorted({*names} ^ {*at}))
         raise UserError(f"differ from those of sites.at: {missing}", where="sites.names", fix="name each site in both")
+    if "launch" in names:
+        raise UserError("names a folder of every run", where="sites.at.launch", fix="call the site something else")
     if config.sites.name is not None:
         raise UserError("is set for each site", where="sites.name", fix="leave it out")
     sites = []

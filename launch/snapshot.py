@@ -11,7 +11,16 @@ from typing import Any
 import isthmus
 
 # What may change numbers, or what a checkpoint can be read by.
-PACKAGES = ("isthmus", "torch", "megatron-core", "transformer-engine", "numpy", "safetensors", "tokenizers", "hydra-core")
+PACKAGES = (
+    "isthmus",
+    "torch",
+    "megatron-core",
+    "transformer-engine",
+    "numpy",
+    "safetensors",
+    "tokenizers",
+    "hydra-core",
+)
 _GIT_SECONDS = 10
 
 

@@ -46,9 +46,7 @@ class Plan:
     folder: Path
 
 
-def plan_run(
-    config: Config, world_size: int, local_world_size: int | None = None, *, elsewhere: bool = False
-) -> Plan:
+def plan_run(config: Config, world_size: int, local_world_size: int | None = None, *, elsewhere: bool = False) -> Plan:
     """Check the configuration against itself, the number of ranks (all, and on this machine) and this machine.
 
     Args:
