@@ -1,7 +1,7 @@
 """A sign of life from every rank, as a small file: who it is, how far it has come, when it was last seen.
 
-A thread writes it, so it goes on through long steps; that a step does not end is for the watchdog to notice. A rank whose
-heartbeat stops is frozen, or its machine is gone.
+A thread writes it, so it goes on through long steps; that a step does not end is for the watchdog to notice. A rank
+whose heartbeat stops is frozen, or its machine is gone.
 """
 
 import json

@@ -1,7 +1,7 @@
 """One node's part of one attempt: torchrun's agent in this process, with no restarts and no signals of its own.
 
-The agent makes every failure of a rank exit code 1 and kills 30 s after SIGTERM; here requests to stop go straight to the
-ranks, which finish their step and save.
+The agent makes every failure of a rank exit code 1 and kills 30 s after SIGTERM; here requests to stop go straight to
+the ranks, which finish their step and save.
 """
 
 import logging

@@ -100,6 +100,7 @@ _JOB_END = """\
 interrupted=0
 forward() {{
     interrupted=1
+    echo "isthmus: asked to stop, the ranks are told" >&2
     kill -s USR2 "$step" 2>/dev/null || true
 }}
 trap forward USR2 TERM

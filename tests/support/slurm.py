@@ -96,6 +96,15 @@ class Slurm:
             subprocess.run(["kill", "-KILL", str(process)], capture_output=True)
         daemon.wait()
 
+    def step_daemons(self, node: str) -> list[int]:
+        """Return the slurmstepd processes of a node's job steps (not those of the batch script)."""
+        found = []
+        for process in self._steps_of(node):
+            command = Path(f"/proc/{process}/cmdline").read_bytes()
+            if b"slurmstepd" in command and b".batch" not in command:
+                found.append(process)
+        return found
+
     def tail(self) -> str:
         return "\n".join((self.folder / "ctld.log").read_text().splitlines()[-10:])
 
