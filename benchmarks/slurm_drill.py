@@ -50,7 +50,7 @@ class Drill:
         folder.mkdir(parents=True)
         self.names = ["one", "two"][:sites]
         spec = {"nodes": nodes, "threads": 1, "slurm": {"cpus_per_node": 1, **slurm_keys}}
-        table: dict[str, Any] = {"at": {name: spec for name in self.names}}
+        table: dict[str, Any] = {"at": dict.fromkeys(self.names, spec)}
         if sites > 1:
             table["store"] = f"127.0.0.1:{29400 + os.getpid() % 500}"
         (folder / "sites.yaml").write_text(json.dumps(table))  # JSON is YAML
