@@ -24,9 +24,9 @@ from support.slurm import Slurm, running_slurm
 
 RUN = [
     "model=nano",
-    "train.steps=120",
-    "train.global_batch=16",
-    "train.sequence_length=128",
+    "train.steps=150",
+    "train.global_batch=4",
+    "train.sequence_length=32",
     "checkpoint.every_steps=10",
     "log.tensorboard=false",
     "run.name=r",
@@ -89,7 +89,7 @@ class Drill:
     def wait_for_end(self) -> None:
         for number, site in enumerate(self.names):
             deadline = time.monotonic() + _TIMEOUT_SECONDS
-            while not self.rows(site) or self.rows(site)[-1]["step"] < 120 or not self._over(number):
+            while not self.rows(site) or self.rows(site)[-1]["step"] < 150 or not self._over(number):
                 assert time.monotonic() < deadline, self.says()
                 assert not (self._over(number) and self._outcome(site) != "completed"), self.says()
                 time.sleep(0.5)

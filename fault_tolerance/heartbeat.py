@@ -9,7 +9,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -76,15 +76,15 @@ def read_heartbeats(folder: Path) -> list[dict[str, Any]]:
 class Pulse:
     """Notices ranks of this attempt whose heartbeat has stopped, by this machine's clock alone."""
 
-    def __init__(self, folder: Path, silence_seconds: float) -> None:
-        self._folder, self._silence = folder, silence_seconds
+    def __init__(self, folder: Path, silence_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._folder, self._silence, self._clock = folder, silence_seconds, clock
         self._old = {beat["rank"]: beat["time"] for beat in read_heartbeats(folder)}  # of attempts before
         self._seen: dict[int, tuple[float, float]] = {}
         self._look_at = 0.0
 
     def lost(self) -> str | None:
         """Return which rank has been silent for too long, if any has."""
-        now = time.monotonic()
+        now = self._clock()
         if not self._silence or now < self._look_at:
             return None
         self._look_at = now + min(_EVERY_SECONDS, self._silence / 2)

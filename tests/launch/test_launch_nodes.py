@@ -6,7 +6,6 @@ import signal
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support.ranks import run_processes, start_process
@@ -147,26 +146,27 @@ def test_ranks_share_the_cores() -> None:
 
 
 def test_heartbeats_show_the_step_and_that_a_rank_has_frozen(tmp_path: Path) -> None:
-    before = Heartbeat(tmp_path, 7)
-    before._write()  # of an attempt with more ranks
-    pulse = Pulse(tmp_path, silence_seconds=0.4)
-    with Heartbeat(tmp_path, 1, every_seconds=0.05).beating() as heartbeat:
+    now = 0.0
+    Heartbeat(tmp_path, 7)._write()  # of an attempt with more ranks
+    heartbeat = Heartbeat(tmp_path, 1, every_seconds=3600.0)
+    pulse = Pulse(tmp_path, silence_seconds=60.0, clock=lambda: now)
+    with heartbeat.beating():
+        assert pulse.lost() is None
+        now = 50.0
+        assert pulse.lost() is None
         heartbeat.step(12)
-        assert _until(pulse, 1.2) is None
+        heartbeat._write()
         beat = read_heartbeats(tmp_path)[0]
         assert (beat["rank"], beat["step"], beat["doing"]) == (1, 12, "training")
-        heartbeat._over.set()  # as if the process were stopped
-        said = _until(pulse, 10.0)
+        now = 70.0
+        assert pulse.lost() is None
+        now = 125.0
+        assert pulse.lost() is None, "it has been seen at 70"
+        now = 140.0
+        said = pulse.lost()
         assert said is not None
         assert "rank 1 on" in said
-    assert read_heartbeats(tmp_path)[0]["doing"] == "ended"
-    assert _until(Pulse(tmp_path, silence_seconds=0.2), 0.6) is None, "one that has ended is not silent"
-
-
-def _until(pulse: Pulse, seconds: float) -> Any:
-    ends = time.monotonic() + seconds
-    said = None
-    while said is None and time.monotonic() < ends:
-        said = pulse.lost()
-        time.sleep(0.02)
-    return said
+        assert "60 s" in said
+    now = 300.0
+    assert pulse.lost() is None, "one that has ended is not silent"
+    assert Pulse(tmp_path, silence_seconds=0.0, clock=lambda: 1e9).lost() is None, "0: never"

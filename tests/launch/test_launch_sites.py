@@ -8,7 +8,7 @@ from isthmus.config import compose, keys_of
 from isthmus.errors import UserError
 from isthmus.launch.sites import LaunchSite, launch_sites, train_config
 from isthmus.launch.sites_file import LaunchRunConfig, SiteSpec
-from isthmus.train.config import run_name
+from isthmus.train.config import Config, run_name
 
 RUN = ["train.steps=10", "sync=exact"]
 TWO = "store: 127.0.0.1:29400\nat:\n  one: {dir: /a}\n  two: {dir: /b, ranks_per_node: 3}\n"
@@ -26,7 +26,8 @@ def test_each_site_gets_a_configuration_of_its_own(tmp_path: Path) -> None:
     assert (one.world_size, two.world_size) == (2, 3)
     assert (one.folder, two.folder) == ("/a/runs/r/one", "/b/runs/r/two")
     assert (one.config.data.cache_dir, one.config.train.threads, one.config.lane.port_range) == ("/c", 1, "100-110")
-    assert (two.config.data.cache_dir, two.config.train.threads, two.config.lane.port_range) == (None, None, None)
+    assert (two.config.train.threads, two.config.lane.port_range) == (None, None)
+    assert two.config.data.cache_dir == Config().data.cache_dir
     assert (two.config.sites.name, two.config.sites.names) == ("two", ["one", "two"])
     assert run_name(one.config) == run_name(two.config)
 
