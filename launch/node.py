@@ -13,7 +13,7 @@ from pathlib import Path
 
 from isthmus.config import load_resolved
 from isthmus.errors import UserError
-from isthmus.files import write_json
+from isthmus.files import write_atomically, write_json
 from isthmus.launch.agent import Ranks
 from isthmus.launch.crew import Crew, Follower, Leader, Timing, own_name_and_address
 from isthmus.launch.sites_file import Affinity
@@ -44,10 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if again and config.checkpoint.resume == "never":
             # That was for the first start of this launch.
             config.checkpoint = replace(config.checkpoint, resume="auto")
-        return _run(words, config, folder, place)
+        code = _run(words, config, folder, place)
     except UserError as error:
         print(f"isthmus: {error}", file=sys.stderr)
         return error.exit_code
+    if place.node == 0:
+        # srun's own exit code is that of the task that ended worst, and it ends all when one has failed.
+        write_atomically(folder / "launch" / "exit", f"{code}\n".encode())
+    return code
 
 
 def place_of(environment: Mapping[str, str], nodes: int | None, node: int | None, launch_id: str) -> Place:

@@ -104,6 +104,7 @@ forward() {{
     kill -s USR2 "$step" 2>/dev/null || true
 }}
 trap forward USR2 TERM
+rm -f -- "$files/exit"
 {srun} &
 step=$!
 while :; do
@@ -112,27 +113,37 @@ while :; do
     [[ $interrupted == 1 ]] || break # a signal ends `wait`, not the step
     interrupted=0
 done
-echo "isthmus: the step ended with exit code $code" >&2
-
-requeue={requeue}
-case "$code" in
-75 | 85) ;;
-87) # a node failed: the same job without it
-    if [[ $requeue == 1 && ! -e "$files/stop" && -s "$files/excluded" ]]; then
-        without="$(paste -sd, "$files/excluded")"
-        id="$(sbatch --parsable --exclude="$without" \\
-            --dependency="afterany:$SLURM_JOB_ID" "$files/job.sbatch")"
-        echo "$id" >"$files/job"
-        echo "isthmus: job $id follows without $without" >&2
-    fi
-    exit "$code"
-    ;;
-*) exit "$code" ;;
-esac
-if [[ $requeue == 1 && ! -e "$files/stop" && ${{SLURM_RESTART_COUNT:-0}} -lt {max_requeues} ]]; then
-    scontrol requeue "$SLURM_JOB_ID" || echo "isthmus: not queued again" >&2
-    sleep 60 # Slurm ends this script when it has taken the job back
+# srun's code is the highest of all tasks. The first agent has written down the run's; if it could not, it was killed.
+ended="$code"
+if [[ -s "$files/exit" ]]; then
+    code="$(<"$files/exit")"
+    ended="$code"
+elif [[ $code -gt 128 ]]; then
+    ended=killed
 fi
+echo "isthmus: the run ended with $ended, the step with exit code $code" >&2
+
+# Whoever has cancelled the job, or queued it again, has the last word: it is then no longer running.
+again=0
+state="$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)"
+if [[ {requeue} == 1 && "$state" == RUNNING && ! -e "$files/stop" ]]; then
+    again=1
+fi
+case "$again:$ended" in
+1:75 | 1:85 | 1:killed)
+    if [[ ${{SLURM_RESTART_COUNT:-0}} -lt {max_requeues} ]]; then
+        scontrol requeue "$SLURM_JOB_ID" || echo "isthmus: not queued again" >&2
+        sleep 60 # Slurm ends this script when it has taken the job back
+    fi
+    ;;
+1:87) # a node failed: the same job without it
+    without="$(paste -sd, "$files/excluded")"
+    id="$(sbatch --parsable --exclude="$without" \
+        --dependency="afterany:$SLURM_JOB_ID" "$files/job.sbatch")"
+    echo "$id" >"$files/job"
+    echo "isthmus: job $id follows without $without" >&2
+    ;;
+esac
 exit "$code"
 """
 

@@ -195,7 +195,9 @@ def _answer(site: LaunchSite, shell: Shell, command: str, *, given: str = "", ke
     except Unreachable as error:
         raise UserError(f"{shell.name} cannot be reached: {error}", where=_key(site)) from None
     if answer.code:
-        words = answer.last_words.removeprefix("sbatch: error: ").removeprefix("allocation failure: ")
+        # sbatch says first what is wrong, and then that there is no job.
+        lines = answer.err.strip().splitlines() if key == "slurm" else []
+        words = lines[0].removeprefix("sbatch: error: ") if lines else answer.last_words
         raise UserError(f"{shell.name}: {words}", where=f"sites.at.{site.name}.{key}")
     return answer
 

@@ -119,7 +119,7 @@ def test_sites_as_tasks_of_an_array(slurm: Slurm, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("slurm_keys", "words"),
-    [({"partition": "nowhere"}, "invalid partition specified: nowhere"), ({"account": "a", "qos": "b"}, "qos")],
+    [({"partition": "nowhere"}, "invalid partition specified: nowhere"), ({"constraint": "x"}, "nvalid feature")],
 )
 def test_what_slurm_refuses_is_one_line_and_no_job(
     slurm_keys: dict[str, str], words: str, slurm: Slurm, tmp_path: Path

@@ -30,6 +30,7 @@ lose)
     [[ -e "$files/job" ]] && exit 0
     [[ "$SLURM_PROCID" == 0 ]] || sleep 60
     echo n2 >"$files/excluded"
+    echo 87 >"$files/exit" # the other task is killed, with a higher code
     exit 87
     ;;
 wait) [[ "$again" != 0 ]] && exit 0 ;;
