@@ -150,5 +150,11 @@ def _children() -> list[int]:
     found: list[int] = []
     for path in Path("/proc/self/task").glob("*/children"):
         with suppress(OSError):
-            found += [int(word) for word in path.read_text().split()]
+            found += [_number_here(word) for word in path.read_text().split()]
     return found
+
+
+def _number_here(process: str) -> int:
+    """In a site of the lab, which has a process namespace of its own, /proc still tells the machine's numbers."""
+    status = Path(f"/proc/{process}/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("NSpid:")).split()[-1])

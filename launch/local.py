@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-from isthmus.errors import EXIT_OK, EXIT_SITE_LOST
+from isthmus.errors import EXIT_OK, EXIT_REQUEUE, EXIT_SITE_LOST
 from isthmus.files import write_atomically
 from isthmus.launch.agent import Ranks
 from isthmus.launch.scripts import agent_script
@@ -63,7 +63,7 @@ def run_sites_here(sites: Sequence[LaunchSite], launch_id: str) -> int:
         process.returncode if process.returncode >= 0 else 128 - process.returncode for process in processes.values()
     ]
     failed = [code for code in codes if code != EXIT_OK]
-    causes = [code for code in failed if code != EXIT_SITE_LOST]
+    causes = [code for code in failed if code not in (EXIT_SITE_LOST, EXIT_REQUEUE)]  # or else they were asked to end
     return (causes or failed or [EXIT_OK])[0]
 
 

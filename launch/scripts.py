@@ -66,7 +66,7 @@ def job_script(sites: Sequence[LaunchSite], *, launch_id: str, exclude: Sequence
     else:
         lines += [*_preparation(first), f"files={shlex.quote(first.files)}"]
     lines += ['cp -- "$0" "$files/job.sbatch"', ""]
-    return "\n".join(lines) + _job_end(first, launch_id)
+    return "\n".join(lines) + _job_end(first, launch_id, exclude)
 
 
 def preamble(site: LaunchSite) -> str:
@@ -75,7 +75,7 @@ def preamble(site: LaunchSite) -> str:
     return "\n".join([*modules, *site.spec.setup])
 
 
-def _job_end(site: LaunchSite, launch_id: str) -> str:
+def _job_end(site: LaunchSite, launch_id: str, exclude: Sequence[str]) -> str:
     slurm = site.spec.slurm
     options = ["--nodes=$SLURM_JOB_NUM_NODES", "--ntasks-per-node=1", "--kill-on-bad-exit=1", "--export=ALL"]
     quoted = [f'"{option}"' if "$" in option else option for option in options]
@@ -92,6 +92,7 @@ def _job_end(site: LaunchSite, launch_id: str) -> str:
         srun=" \\\n    ".join(["srun", *quoted, command + ' --config="$files/config.yaml"']),
         requeue=int(slurm.requeue),
         max_requeues=slurm.max_requeues,
+        excluded="".join(f"{shlex.quote(node)}," for node in exclude),
     )
 
 
@@ -125,8 +126,9 @@ echo "isthmus: the run ended with $ended, the step with exit code $code" >&2
 
 # Whoever has cancelled the job, or queued it again, has the last word: it is then no longer running.
 again=0
+requeue={requeue}
 state="$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)"
-if [[ {requeue} == 1 && "$state" == RUNNING && ! -e "$files/stop" ]]; then
+if [[ $requeue == 1 && "$state" == RUNNING && ! -e "$files/stop" ]]; then
     again=1
 fi
 case "$again:$ended" in
@@ -137,7 +139,7 @@ case "$again:$ended" in
     fi
     ;;
 1:87) # a node failed: the same job without it
-    without="$(paste -sd, "$files/excluded")"
+    without="{excluded}$(paste -sd, "$files/excluded")"
     id="$(sbatch --parsable --exclude="$without" \
         --dependency="afterany:$SLURM_JOB_ID" "$files/job.sbatch")"
     echo "$id" >"$files/job"

@@ -140,8 +140,10 @@ class Supervisor:
     def _lacks_nodes(self) -> int:
         names = list(self._excluded.values())
         self._tell(f"without {', '.join(names)} too few nodes are left: to be started again on others")
+        path = self._folder / EXCLUDED
         with suppress(OSError):
-            write_atomically(self._folder / EXCLUDED, "".join(f"{name}\n" for name in names).encode())
+            before = path.read_text().splitlines() if path.exists() else []  # of earlier jobs
+            write_atomically(path, "".join(f"{name}\n" for name in dict.fromkeys([*before, *names])).encode())
         return EXIT_NODE_LOST
 
     def _blame(self, nodes: tuple[int, ...], ends: dict[int, Ended], outcome: dict[str, Any], reached: int) -> None:

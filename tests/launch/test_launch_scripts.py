@@ -21,6 +21,7 @@ ONE = """
 at:
   main:
     dir: /data/isthmus
+    python: /opt/isthmus/bin/python
     nodes: 4
     spares: 1
     modules: [cuda/12.4, nccl]
