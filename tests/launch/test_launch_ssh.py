@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def test_two_sites_train_are_looked_at_and_stop_together(sshd: Sshd, tmp_path: P
 
 @pytest.mark.parametrize("case", ["unreachable", "no key", "no folder", "no isthmus", "other versions"])
 def test_a_site_that_cannot_start_is_one_line_and_nothing_is_started(case: str, sshd: Sshd, tmp_path: Path) -> None:
-    dead = Sshd(sshd.folder, free_port())
+    dead = replace(sshd, port=free_port())
     changes, expected = {
         "unreachable": ({"ssh_options": dead.options}, "127.0.0.3 cannot be reached: ssh: connect to host"),
         "no key": ({"ssh_options": sshd.without_key}, "127.0.0.3 cannot be reached: root@127.0.0.3: Permission denied"),

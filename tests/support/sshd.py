@@ -28,10 +28,15 @@ PidFile none
 
 @dataclass(frozen=True)
 class Sshd:
-    """How to reach it: options of ssh, with the key and without."""
+    """How to reach it: options of ssh, with the key and without; and how to start it."""
 
     folder: Path
     port: int
+    program: str
+
+    @property
+    def command(self) -> list[str]:
+        return [self.program, "-D", "-e", "-f", str(self.folder / "config")]
 
     @property
     def options(self) -> list[str]:
@@ -43,26 +48,33 @@ class Sshd:
         return ["-F", "none", "-p", str(self.port), *known, "-o", "IdentitiesOnly=yes"]
 
 
-@contextmanager
-def running_sshd(folder: Path, prefix: list[str] | None = None) -> Iterator[Sshd]:
-    """Yield a running sshd; skips the test where there is none.
+def prepare_sshd(folder: Path) -> Sshd:
+    """Write keys and configuration.
 
-    Args:
-        prefix: words before its command, such as those that enter a namespace.
+    Raises:
+        FileNotFoundError: there is no sshd here.
     """
     program = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/sbin")
     if program is None or shutil.which("ssh") is None:
-        pytest.skip("no sshd here (Debian: openssh-server)")
+        raise FileNotFoundError("no sshd here (Debian: openssh-server)")
     for name in ("host_key", "user_key"):
         command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)]
         subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
-    sshd = Sshd(folder, free_port())
+    sshd = Sshd(folder, free_port(), program)
     (folder / "config").write_text(_CONFIGURATION.format(port=sshd.port, folder=folder))
     Path("/run/sshd").mkdir(exist_ok=True)  # where it drops its privileges
+    return sshd
+
+
+@contextmanager
+def running_sshd(folder: Path) -> Iterator[Sshd]:
+    """Yield a running sshd; skips the test where there is none."""
+    try:
+        sshd = prepare_sshd(folder)
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
     log = (folder / "log").open("wb")
-    daemon = subprocess.Popen(
-        [*(prefix or []), program, "-D", "-e", "-f", str(folder / "config")], stdin=subprocess.DEVNULL, stderr=log
-    )
+    daemon = subprocess.Popen(sshd.command, stdin=subprocess.DEVNULL, stderr=log)
     log.close()
     try:
         deadline = time.monotonic() + 30
