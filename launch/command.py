@@ -15,7 +15,7 @@ from isthmus.launch.scripts import agent_script, job_script, torchrun_command
 from isthmus.launch.sites import LaunchSite, launch_sites
 from isthmus.launch.sites_file import LaunchKind, LaunchRunConfig, SiteSpec
 from isthmus.launch.snapshot import snapshot
-from isthmus.launch.start import check, record_of, shells_of, start_agents, submit, try_submission, undo
+from isthmus.launch.start import check, record_of, shells_of, start_agents, submit, try_submission, undo, wait_started
 from isthmus.launch.states import active, states
 from isthmus.launch.verbs import run_verb
 from isthmus.train.command import Command, parse, print_help
@@ -159,6 +159,8 @@ def _start(
                 submit(group, launch, records, launch_id)
             else:
                 start_agents(group[0], launch, records[0], launch_id)
+        if launch.kind is LaunchKind.torchrun:
+            wait_started(mine, launch, started, launch_id)
     except BaseException:
         undo(started)
         raise

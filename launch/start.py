@@ -16,7 +16,7 @@ from isthmus.launch.sites_file import LaunchConfig, LaunchKind
 
 # Sites with other versions of these would not compute the same.
 _SAME = ("isthmus", "torch", "megatron-core")
-_START_SECONDS = 300  # until an agent has loaded torch and checked the configuration
+_START_SECONDS = 900  # until an agent has loaded torch and checked the configuration
 Result = TypeVar("Result")
 Item = TypeVar("Item")
 
@@ -57,10 +57,10 @@ def record_of(site: LaunchSite, launch: LaunchConfig, *, started: bool) -> SiteR
 
 
 def start_agents(site: LaunchSite, launch: LaunchConfig, record: SiteRecord, launch_id: str) -> None:
-    """Start an agent on each node of a site and wait until all of them are up.
+    """Start an agent on each node of a site.
 
     Raises:
-        UserError: an agent refused, in its own words; the others may be running.
+        UserError: it could not be started; others may be running.
     """
     shells = shells_of(site, launch)
     for node, shell in enumerate(shells):
@@ -70,8 +70,22 @@ def start_agents(site: LaunchSite, launch: LaunchConfig, record: SiteRecord, lau
         command = f"cat >{file} && {{ nohup setsid bash {file} >{console} 2>&1 </dev/null & echo $!; }}"
         answer = _answer(site, shell, command, given=script)
         record.processes.append(int(answer.out.split()[-1]))
-    waits = list(zip(range(len(shells)), shells, record.processes, strict=True))
-    in_parallel(lambda wait: _wait_started(site, launch_id, *wait), waits)
+
+
+def wait_started(
+    sites: Sequence[LaunchSite], launch: LaunchConfig, records: Sequence[SiteRecord], launch_id: str
+) -> None:
+    """Wait until all agents of all sites are up.
+
+    Raises:
+        UserError: one refused, in its own words; the others may be running.
+    """
+    waits = [
+        (site, launch_id, node, shell, process)
+        for site, record in zip(sites, records, strict=True)
+        for node, (shell, process) in enumerate(zip(shells_of(site, launch), record.processes, strict=True))
+    ]
+    in_parallel(lambda wait: _wait_started(*wait), waits)
 
 
 def submit(sites: Sequence[LaunchSite], launch: LaunchConfig, records: Sequence[SiteRecord], launch_id: str) -> None:
@@ -174,17 +188,20 @@ def _compare(known: dict[str, dict[str, Any]], site: LaunchSite, shell: Shell, t
 def _wait_started(site: LaunchSite, launch_id: str, node: int, shell: Shell, process: int) -> None:
     state, console = (shlex.quote(f"{site.files}/node-{node}.{kind}") for kind in ("json", "log"))
     script = f"""
-for _ in $(seq {10 * _START_SECONDS}); do
+while [ $SECONDS -lt {_START_SECONDS} ]; do
     grep -qs {launch_id} {state} && exit 0
     if ! kill -0 {process} 2>/dev/null; then
         grep '^isthmus: ' {console} | tail -n 1 >&2 || tail -n 1 {console} >&2
         exit 3
     fi
-    sleep 0.1
+    sleep 0.3
 done
 echo "it has not begun in {_START_SECONDS} s" >&2
 exit 3"""
-    answer = shell.run(script, timeout_seconds=_START_SECONDS + 60)
+    try:
+        answer = shell.run(script, timeout_seconds=_START_SECONDS + 60)
+    except Unreachable as error:
+        raise UserError(f"{shell.name} was lost: {error}", where=_key(site)) from None
     if answer.code:
         raise UserError(f"{shell.name}: {answer.last_words.removeprefix('isthmus: ')}", where=f"sites.at.{site.name}")
 
