@@ -95,7 +95,7 @@ def launch_sites(config: LaunchRunConfig) -> list[LaunchSite]:
     sites = []
     for name in names:
         own = replaced(Config, base, _own_keys(name, at[name]), f"sites.at.{name}.overrides")
-        own.sites = dataclasses.replace(own.sites, name=name, names=list(names))
+        own = dataclasses.replace(own, sites=dataclasses.replace(own.sites, name=name, names=list(names)))
         sites.append(_site(own, name, at[name], config.launch))
     if config.launch.array:
         _validate_array(sites)

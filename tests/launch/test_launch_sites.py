@@ -32,6 +32,11 @@ def test_each_site_gets_a_configuration_of_its_own(tmp_path: Path) -> None:
     assert run_name(one.config) == run_name(two.config)
 
 
+def test_sites_that_differ_in_nothing_but_their_names(tmp_path: Path) -> None:
+    one, two = sites_of(tmp_path, TWO)
+    assert (one.config.sites.name, two.config.sites.name) == ("one", "two")
+
+
 def test_without_a_sites_file_it_is_the_run_that_train_would_make() -> None:
     whole = compose(LaunchRunConfig, "launch", ["train.steps=10", "launch.processes=2"])
     (site,) = launch_sites(whole)
