@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Sequence
 
 from isthmus.config import to_yaml
+from isthmus.errors import EXIT_NODE_LOST, EXIT_REQUEUE, EXIT_SITE_LOST
 from isthmus.launch.sites import LaunchSite
 from isthmus.launch.sites_file import Affinity
 from isthmus.train.config import run_name
@@ -92,6 +93,8 @@ def _job_end(site: LaunchSite, launch_id: str, exclude: Sequence[str]) -> str:
         srun=" \\\n    ".join(["srun", *quoted, command + ' --config="$files/config.yaml"']),
         requeue=int(slurm.requeue),
         max_requeues=slurm.max_requeues,
+        again=f"{EXIT_SITE_LOST} | 1:{EXIT_REQUEUE}",
+        moves=EXIT_NODE_LOST,
         excluded="".join(f"{shlex.quote(node)}," for node in exclude),
     )
 
@@ -132,13 +135,13 @@ if [[ $requeue == 1 && "$state" == RUNNING && ! -e "$files/stop" ]]; then
     again=1
 fi
 case "$again:$ended" in
-1:75 | 1:85 | 1:killed)
+1:{again} | 1:killed)
     if [[ ${{SLURM_RESTART_COUNT:-0}} -lt {max_requeues} ]]; then
         scontrol requeue "$SLURM_JOB_ID" || echo "isthmus: not queued again" >&2
         sleep 60 # Slurm ends this script when it has taken the job back
     fi
     ;;
-1:87) # a node failed: the same job without it
+1:{moves}) # a node failed: the same job without it
     without="{excluded}$(paste -sd, "$files/excluded")"
     id="$(sbatch --parsable --exclude="$without" \
         --dependency="afterany:$SLURM_JOB_ID" "$files/job.sbatch")"

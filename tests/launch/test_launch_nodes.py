@@ -81,7 +81,7 @@ def test_a_node_on_which_ranks_keep_dying_is_replaced_by_a_spare(tmp_path: Path)
 
 
 def test_a_node_that_is_lost_is_replaced_by_a_spare_or_ends_the_job(tmp_path: Path) -> None:
-    for nodes, code in ((3, 0), (2, 87)):
+    for nodes, code in ((3, 0), (2, 84)):
         folder = tmp_path / str(nodes)
         folder.mkdir()
         prepared(folder)
@@ -127,7 +127,7 @@ def test_who_is_blamed() -> None:
     assert blamed([0, 1], {0: fine, 1: died}, None) == 1
     assert blamed([0, 1], {0: killed, 1: Ended(1, 1, (1,))}, None) is None, "an error of the program is nobody's"
     assert blamed([0, 1], {0: fine, 1: Ended(1, 3, (2, 3))}, cause=3) == 1, "its device is broken"
-    assert blamed([0, 1], {0: killed, 1: Ended(87)}, None) == 1
+    assert blamed([0, 1], {0: killed, 1: Ended(84)}, None) == 1
 
 
 def test_a_place_comes_from_srun_or_from_the_command_line() -> None:

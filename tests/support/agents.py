@@ -30,8 +30,8 @@ lose)
     [[ -e "$files/job" ]] && exit 0
     [[ "$SLURM_PROCID" == 0 ]] || sleep 60
     echo n2 >"$files/excluded"
-    echo 87 >"$files/exit" # the other task is killed, with a higher code
-    exit 87
+    echo 84 >"$files/exit" # the other task is killed, with a higher code
+    exit 84
     ;;
 wait) [[ "$again" != 0 ]] && exit 0 ;;
 esac
