@@ -1,5 +1,6 @@
 """`isthmus launch stop RUN`: ask all ranks to save and end, and see that they do."""
 
+import json
 import os
 import shlex
 import signal
@@ -63,7 +64,8 @@ def _stop(site: SiteRecord, state: dict[str, Any]) -> None:
     elif site.processes:
         for shell, process in zip(site.shells(), site.processes, strict=True):
             with suppress(Unreachable):
-                shell.run(f"kill -TERM {process}")
+                # Its number may have gone to another since.
+                shell.run(f"grep -qsa isthmus /proc/{process}/cmdline && kill -TERM {process}")
     else:
         supervisor = _supervisor(site)
         with suppress(ProcessLookupError):
@@ -72,8 +74,6 @@ def _stop(site: SiteRecord, state: dict[str, Any]) -> None:
 
 
 def _supervisor(site: SiteRecord) -> int:
-    import json
-
     return int(json.loads(Path(site.folder, "launch", "supervisor.json").read_text())["process"])
 
 
