@@ -18,7 +18,7 @@ from isthmus.fault_tolerance.commit import commit, retire, write_part
 from isthmus.fault_tolerance.filesystem import FileSystem
 from isthmus.fault_tolerance.manifest import Manifest
 from isthmus.fault_tolerance.store import Store, expendable
-from isthmus.processes import die_with_parent
+from isthmus.processes import die_with_parent, leave_requests_to_parent
 
 _NICENESS = 5
 
@@ -126,6 +126,7 @@ class WriterProcess:
 
 def main() -> None:
     die_with_parent()
+    leave_requests_to_parent()
     descriptor = int(sys.argv[1])
     os.nice(_NICENESS)
     for line in sys.stdin.buffer:

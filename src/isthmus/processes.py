@@ -23,6 +23,12 @@ def die_with_launcher() -> None:
         die_with_parent()
 
 
+def leave_requests_to_parent() -> None:
+    """Ignore requests to stop: a terminal and Slurm send them to every process, and this one has work to finish."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def started_at() -> float:
     """Return when this process began, in seconds since 1970; elsewhere than on Linux, now."""
     if sys.platform != "linux":
