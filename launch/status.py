@@ -21,6 +21,7 @@ isthmus launch status RUN [SITE ...] [--json]   how each site stands
 RUN is a run folder (runs/NAME). Sites elsewhere are asked over ssh, jobs through squeue.
 """
 _LONG = 60
+_WIDTH_OF_FILES = 160
 
 
 def main(argv: Sequence[str]) -> int:
@@ -38,7 +39,10 @@ def main(argv: Sequence[str]) -> int:
     if words.flag("--json"):
         print(json.dumps({"run": record.run, "sites": found}))
     else:
-        Console(soft_wrap=True).print(_table(found))
+        console = Console()
+        if not console.is_terminal:
+            console = Console(width=_WIDTH_OF_FILES)
+        console.print(_table(found))
     return EXIT_OK
 
 

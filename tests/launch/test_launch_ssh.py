@@ -1,9 +1,12 @@
 """Sites over ssh: two that train together, and everything that can be wrong with reaching them."""
 
 import json
+import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +53,18 @@ def test_two_sites_train_are_looked_at_and_stop_together(sshd: Sshd, tmp_path: P
     words += [f"data.cache_dir={shared_cache}", "data.sources.web.max_epochs=null", "schedule.warmup_tokens=0"]
     result = launch(tmp_path, sshd, *words, one=real, two=real)
     assert result.code == 0, result.err
+    try:
+        _look_and_stop(tmp_path)
+    finally:
+        for path in tmp_path.glob("*/runs/r/*/launch/node-0.json"):
+            with suppress(ProcessLookupError):
+                os.kill(json.loads(path.read_text())["process"], signal.SIGKILL)
+    snapshot = json.loads((tmp_path / "runs/r/launch/environment.json").read_text())
+    assert {"torch", "megatron-core", "isthmus"} <= set(snapshot["versions"])
+    assert snapshot["command"][:2] == ["isthmus", "launch"]
+
+
+def _look_and_stop(tmp_path: Path) -> None:
     deadline = time.monotonic() + 600
     while min(len(rows(tmp_path, "one")), len(rows(tmp_path, "two"))) < 3:
         assert time.monotonic() < deadline, (tmp_path / "one/runs/r/one/launch/node-0.log").read_text()
@@ -70,9 +85,6 @@ def test_two_sites_train_are_looked_at_and_stop_together(sshd: Sshd, tmp_path: P
     outcomes = [json.loads((tmp_path / site / "runs/r" / site / "outcome.json").read_text()) for site in ("one", "two")]
     assert [outcome["status"] for outcome in outcomes] == ["preempted", "preempted"]
     assert len({outcome["step"] for outcome in outcomes}) == 1
-    snapshot = json.loads((tmp_path / "runs/r/launch/environment.json").read_text())
-    assert {"torch", "megatron-core", "isthmus"} <= set(snapshot["versions"])
-    assert snapshot["command"][:2] == ["isthmus", "launch"]
 
 
 @pytest.mark.parametrize("case", ["unreachable", "no key", "no folder", "no isthmus", "other versions"])
