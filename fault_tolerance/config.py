@@ -27,7 +27,9 @@ class RestartConfig:
     without_progress: int = key(3, "restarts in a row without a new step before it gives up (0: never restart)")
     delay_seconds: float = key(1.0, "wait before a restart that follows an attempt without a new step")
     silence_seconds: float | None = key(
-        None, "ranks that give no sign of life for so long are killed (null: twice watchdog.floor_seconds)"
+        None,
+        "a rank without a heartbeat for so long is taken for frozen, and all start again (null: twice"
+        " watchdog.floor_seconds; 0: never)",
     )
 
 

@@ -8,6 +8,7 @@ from isthmus.errors import (
     EXIT_GAVE_UP,
     EXIT_HANG,
     EXIT_INTERRUPTED,
+    EXIT_NODE_LOST,
     EXIT_OK,
     EXIT_REQUEUE,
     EXIT_REWIND,
@@ -42,6 +43,7 @@ TABLE = {
     EXIT_REWIND: Rule("going back behind a loss spike", Action.restart, counts=False, goes_back=True),
     EXIT_STORAGE: Rule("a checkpoint could not be written", Action.end),
     EXIT_BUG: Rule("an error of a rank", Action.restart),
+    EXIT_NODE_LOST: Rule("a node failed and no spare was left", Action.requeue),
     EXIT_GAVE_UP: Rule("no progress after several restarts", Action.end),
 }
 KILLED = Rule("a rank was killed by a signal", Action.restart)

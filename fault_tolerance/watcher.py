@@ -23,11 +23,10 @@ from isthmus.processes import serve_parent
 
 DUMP_SIGNAL = signal.SIGRTMIN + 7  # nobody else's: NCCL may take USR1, schedulers send USR2
 LEAVE = b"leave\n"
-HANGS, SUSPICIONS, ALIVE = "hang", "suspicion", "alive"  # in the folder of logs
+HANGS, SUSPICIONS = "hang", "suspicion"  # in the folder of logs
 _NICENESS = 5
 _POLL_SECONDS = 1.0
 _LOOK_SECONDS = 5.0  # in a phase, before a rank looks whether another has raised the alarm
-_SIGN_SECONDS = 5.0  # between signs of life for the supervisor
 _DUMP_SECONDS = 3.0
 _LEAVE_SECONDS = 3.0
 
@@ -60,11 +59,10 @@ class Watcher:
         self._rank = os.getppid()
         self._poll = min(_POLL_SECONDS, options.least_deadline / 10)
         self._look = min(_LOOK_SECONDS, options.least_deadline / 4)
-        self._sign = min(_SIGN_SECONDS, options.least_deadline / 2)
 
     def run(self) -> None:
         """Return when the rank has been ended; else with the rank itself."""
-        signed, frozen, phase = 0.0, 0.0, -1
+        frozen, phase = 0.0, -1
         while True:
             before = time.monotonic()
             time.sleep(self._poll)
@@ -85,10 +83,6 @@ class Watcher:
                 if suspects or self._suspicions.speaker() is not None:
                     self._looked_into = pulse.count
                     self._look_into(pulse, suspects)
-            if self._options.rank == 0 and time.monotonic() - signed > self._sign:
-                signed = time.monotonic()
-                with suppress(OSError):
-                    (self._logs / ALIVE).touch()
 
     def _look_into(self, pulse: Pulse, suspects: bool) -> None:
         """Have all ranks say where they are, and go on: a collective that times out may leave no time for it (NCCL)."""

@@ -15,7 +15,7 @@ isthmus VERB [overrides]
 
 Verbs:
   train    pre-train in this process
-  launch   start several ranks on this machine: isthmus launch launch.processes=4 [overrides of train]
+  launch   start all ranks, here or of many sites: isthmus launch launch.processes=4 [overrides of train]
   plan     from compute, sites, links and data to a run: isthmus plan plan.flops=1e24 cluster=FILE
   checkpoint  list, verify or export what a run has saved: isthmus checkpoint list runs/NAME
   lab      several sites on this machine, over links as thin as you like: isthmus lab sync=local [overrides]
@@ -27,7 +27,7 @@ Verbs:
 
 _VERBS = {
     "train": "train.entry",
-    "launch": "launch.local",
+    "launch": "launch.command",
     "plan": "launch.plan.command",
     "lab": "launch.lab.command",
     "data": "launch.data.command",

@@ -1,77 +1,122 @@
-"""Starts the ranks of this machine, and starts them again when they fail: the policy table, put to work.
+"""Starts the ranks of a site, and starts them again when they fail: the policy table, put to work.
 
-torchrun's agent makes every failure of a rank exit code 1 and kills 30 s after SIGTERM, so it runs in this process with
-no restarts and no signals of its own: requests to stop go straight to the ranks, which finish their step and save.
+The supervisor of a site's first node decides; those of its other nodes follow. What it decides is printed, and kept in
+`launch/supervisor.json` of the run folder.
 """
 
 import dataclasses
 import json
-import logging
 import os
 import signal
+import socket
 import sys
-import tempfile
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from isthmus.config import to_yaml
-from isthmus.errors import EXIT_BUG, EXIT_GAVE_UP, EXIT_HANG, EXIT_INTERRUPTED, EXIT_OK, EXIT_REQUEUE
+from isthmus.errors import EXIT_BUG, EXIT_GAVE_UP, EXIT_HANG, EXIT_INTERRUPTED, EXIT_NODE_LOST, EXIT_OK, EXIT_REQUEUE
+from isthmus.fault_tolerance.heartbeat import HeartbeatMonitor
 from isthmus.fault_tolerance.policy import Action, RetryBudget, rule_for
 from isthmus.fault_tolerance.store import Store
-from isthmus.fault_tolerance.watcher import ALIVE
-from isthmus.files import write_atomically
-from isthmus.launch.silence import Silence, listening_for
-from isthmus.processes import DIE_WITH_PARENT
+from isthmus.files import write_atomically, write_json
+from isthmus.launch.agent import Ended, Ranks
+from isthmus.launch.crew import Alone, Crew, Follower, Order, blamed
 from isthmus.train.config import Config
 from isthmus.train.timeouts import silence_seconds
 
-_REQUESTS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+_WATCH_SECONDS = 0.5
+_FAILURES_OF_A_NODE = 2  # in a row, without a new step: then it is left out
+STATE = "launch/supervisor.json"
+EXCLUDED = "launch/excluded"
 
 
 class Supervisor:
-    """Runs attempt after attempt of one run.
+    """Runs attempt after attempt of one site.
 
     Args:
         folder: of the run, of this site.
-        options: passed on to every rank.
+        ranks: of this node.
+        crew: all nodes of the site; this one leads.
+        needed: nodes that take part in an attempt; further ones are spares.
+        can_move: whoever started this starts it again on other nodes after EXIT_NODE_LOST.
+        grace_seconds: for ranks to say why they fail, when another node's have failed.
     """
 
-    def __init__(self, config: Config, folder: Path, processes: int, options: list[str]) -> None:
-        self._config, self._folder, self._processes, self._options = config, folder, processes, options
+    def __init__(
+        self,
+        config: Config,
+        folder: Path,
+        ranks: Ranks,
+        crew: Crew | None = None,
+        *,
+        needed: int = 1,
+        can_move: bool = False,
+        grace_seconds: float = 10.0,
+    ) -> None:
+        self._config, self._folder, self._ranks, self._needed = config, folder, ranks, needed
+        self._crew: Crew = crew or Alone(folder.parent.name)
+        self._can_move, self._grace_seconds = can_move, grace_seconds
         self._budget = RetryBudget(config.restart.without_progress, best_step=self._reached_step())
-        self._request: signal.Signals | None = None
+        self._attempts = 0
+        self._names: dict[int, str] = {}  # of the nodes, also of one that was lost
+        self._excluded: dict[int, str] = {}
+        self._blamed: list[int] = []  # the node of each failure since the last new step
+        self._said: list[str] = []
 
     def run(self) -> int:
-        """Return the exit code of the last attempt, or EXIT_GAVE_UP."""
-        with self._listening():
-            while True:
-                rank, code = self._attempt()
-                if self._request is not None and code != EXIT_OK:
-                    return EXIT_INTERRUPTED if self._request is signal.SIGINT else self._after_request(code)
-                rule = rule_for(code)
-                if rule.action is not Action.restart:
-                    return code
-                reached = self._reached_step()
-                if code < 0:
-                    # Ended by a signal, it could not say anything itself.
-                    name = signal.Signals(-code).name
-                    self._tell(f"rank {rank} ended by {name}; see {self._folder}/logs")
-                advanced = reached > self._budget.best_step
-                if not self._budget.allows(rule, reached):
-                    return self._give_up(code, reached)
-                self._tell(f"{rule.meaning} (exit code {code}) after step {max(reached, 0)}: starting again")
-                if not advanced:
-                    time.sleep(self._config.restart.delay_seconds)
-                if self._request is not None:
-                    return EXIT_INTERRUPTED if self._request is signal.SIGINT else EXIT_REQUEUE
-                if self._config.checkpoint.resume == "never":
-                    # That was for the first attempt: what it has saved since is worth keeping.
-                    checkpoint = dataclasses.replace(self._config.checkpoint, resume="auto")
-                    self._config.checkpoint = checkpoint
+        """Return the exit code of the last attempt, EXIT_NODE_LOST or EXIT_GAVE_UP."""
+        with self._ranks.listening():
+            code = self._run()
+            self._keep("ended", code)
+            self._crew.end(code)
+            return code
+
+    def _run(self) -> int:
+        while True:
+            if self._ranks.request is not None:
+                return self._requested()
+            nodes = self._chosen()
+            if nodes is None:
+                return self._lacks_nodes()
+            before = self._outcome()
+            ends = self._attempt(nodes)
+            rank, code, changed = self._first_failure(nodes, ends, before)
+            if self._ranks.request is not None and code != EXIT_OK:
+                by_hand = self._ranks.request is signal.SIGINT
+                return EXIT_INTERRUPTED if by_hand else self._after_request(code)
+            rule = rule_for(code)
+            if code == EXIT_NODE_LOST:
+                rule = dataclasses.replace(rule, action=Action.restart)  # on the others, if they are enough
+            if rule.action is not Action.restart:
+                return code
+            reached = self._reached_step()
+            if code < 0:
+                # Ended by a signal, it could not say anything itself.
+                self._tell(f"rank {rank} ended by {signal.Signals(-code).name}; see {self._folder}/logs")
+            self._blame(nodes, ends, changed, reached)
+            advanced = reached > self._budget.best_step
+            if not self._budget.allows(rule, reached):
+                return self._give_up(code, reached)
+            self._tell(f"{rule.meaning} (exit code {code}) after step {max(reached, 0)}: starting again")
+            self._keep("restarting", code)
+            if not advanced:
+                self._pause()
+            if self._config.checkpoint.resume == "never":
+                # That was for the first attempt: what it has saved since is worth keeping.
+                checkpoint = dataclasses.replace(self._config.checkpoint, resume="auto")
+                self._config.checkpoint = checkpoint
+
+    def _pause(self) -> None:
+        ends = time.monotonic() + self._config.restart.delay_seconds
+        while self._ranks.request is None and time.monotonic() < ends:
+            time.sleep(min(0.1, self._config.restart.delay_seconds))
+
+    def _requested(self) -> int:
+        return EXIT_INTERRUPTED if self._ranks.request is signal.SIGINT else EXIT_REQUEUE
 
     def _after_request(self, code: int) -> int:
         """A rank that is told to stop before it listens dies of the signal: the scheduler's wish all the same."""
@@ -86,64 +131,81 @@ class Supervisor:
         )
         return EXIT_GAVE_UP
 
-    def _attempt(self) -> tuple[int, int]:
-        """Run all ranks to their end; return the rank that failed first and its exit code."""
-        from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs
-        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-        from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    def _present(self) -> list[int]:
+        self._names |= self._crew.names
+        return [node for node in sorted(self._crew.names) if node not in self._excluded]
 
-        logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-        threads = str(max(1, (os.cpu_count() or 1) // self._processes))
-        os.environ.setdefault("OMP_NUM_THREADS", threads)
-        os.environ[DIE_WITH_PARENT] = "1"
-        resolved = self._folder / "config.yaml"
-        write_atomically(resolved, to_yaml(self._config).encode())
-        before = self._outcome()
-        arguments = ["-m", "isthmus.train", "--config", str(resolved), *self._options]
-        # The agent's own scratch files, which it would leave behind.
-        with tempfile.TemporaryDirectory(prefix="isthmus-launch-") as scratch:
-            agent = LaunchConfig(
-                min_nodes=1,
-                max_nodes=1,
-                nproc_per_node=self._processes,
-                run_id=self._folder.parent.name,
-                rdzv_backend="c10d",
-                rdzv_endpoint="localhost:0",
-                local_addr="localhost",  # the machine's own name may lead nowhere
-                max_restarts=0,
-                monitor_interval=0.1,
-                logs_specs=DefaultLogsSpecs(log_dir=scratch),
-                signals_to_handle="SIGQUIT",
-            )
-            try:
-                with self._hearing() as silence:
-                    elastic_launch(agent, sys.executable)(*arguments)
-            except ChildFailedError as error:
-                rank, failure = error.get_first_failure()
-                outcome = self._outcome()
-                if silence.broken:
-                    return rank, EXIT_HANG
-                # The first rank that failed has written why; those that failed because of it may be noticed earlier. Of
-                # one that hung and had to be killed, the watchdog has.
-                told = failure.exitcode > 0 or outcome.get("exit_code") == EXIT_HANG
-                if outcome != before and told and isinstance(outcome.get("exit_code"), int):
-                    return int(outcome.get("rank", rank)), int(outcome["exit_code"])
-                return rank, failure.exitcode
-        return 0, EXIT_OK
+    def _chosen(self) -> tuple[int, ...] | None:
+        """Return the first nodes that are there and not left out; None if there are too few."""
+        present = self._present()
+        return tuple(present[: self._needed]) if len(present) >= self._needed else None
 
-    def _hearing(self) -> AbstractContextManager[Silence]:
-        """Within: ranks that give no sign of life, not even of their watchers, are killed."""
-        if not self._config.watchdog.enabled:
-            return nullcontext(Silence())
-        limit = silence_seconds(self._config)
+    def _lacks_nodes(self) -> int:
+        names = list(self._excluded.values())
+        self._tell(f"without {', '.join(names)} too few nodes are left: to be started again on others")
+        path = self._folder / EXCLUDED
+        with suppress(OSError):
+            before = path.read_text().splitlines() if path.exists() else []  # of earlier jobs
+            write_atomically(path, "".join(f"{name}\n" for name in dict.fromkeys([*before, *names])).encode())
+        return EXIT_NODE_LOST
 
-        def end_all() -> None:
-            self._tell(f"no sign of life for {limit:g} s (restart.silence_seconds): ending all ranks")
-            for child in _children():
-                with suppress(ProcessLookupError):
-                    os.kill(child, signal.SIGKILL)
+    def _blame(self, nodes: tuple[int, ...], ends: dict[int, Ended], outcome: dict[str, Any], reached: int) -> None:
+        """Leave out a node that was lost, or on which attempts without a new step keep failing, if others can do it."""
+        if reached > self._budget.best_step:
+            self._blamed.clear()
+        # A device that is broken is reported by its rank.
+        broken = "CUDA error" in str(outcome.get("error", "")) and "rank" in outcome
+        node = blamed(nodes, ends, int(outcome["rank"]) if broken else None)
+        if node is None:
+            return
+        self._blamed.append(node)
+        lost = ends[node].code == EXIT_NODE_LOST
+        again = self._blamed[-_FAILURES_OF_A_NODE:] == [node] * _FAILURES_OF_A_NODE
+        replaceable = self._can_move or len(self._present()) > self._needed
+        if lost or (again and replaceable):
+            self._excluded[node] = self._names[node]
+            why = "it was lost" if lost else f"{_FAILURES_OF_A_NODE} failures in a row without a new step"
+            self._tell(f"{self._names[node]} is left out: {why}")
 
-        return listening_for(self._folder / "logs" / ALIVE, limit, end_all)
+    def _attempt(self, nodes: tuple[int, ...]) -> dict[int, Ended]:
+        """Run all ranks of all nodes to their end; return how each node's ended."""
+        write_atomically(self._folder / "config.yaml", to_yaml(self._config).encode())
+        order = Order(self._attempts, nodes)
+        self._attempts += 1
+        self._keep("running")
+        pulse = HeartbeatMonitor(self._folder, silence_seconds(self._config))
+        meeting = self._crew.run(order)
+
+        def trouble() -> str | None:
+            return self._crew.trouble(order) or pulse.lost()
+
+        ended = None
+        if 0 in nodes:
+            with watching(self._ranks, trouble, self._grace_seconds):
+                ended = self._ranks.run(meeting)
+        return self._crew.collect(order, ended)
+
+    def _first_failure(
+        self, nodes: tuple[int, ...], ends: dict[int, Ended], before: dict[str, Any]
+    ) -> tuple[int, int, dict[str, Any]]:
+        """Return the rank that failed first, its exit code, and the outcome if it has left one."""
+        failed = [ends[node] for node in nodes if ends[node].code != EXIT_OK]
+        if not failed:
+            return 0, EXIT_OK, {}
+        outcome = self._outcome()
+        changed = outcome if outcome != before else {}
+        # Of a rank that hung and had to be killed, the watchdog has written so.
+        if changed.get("exit_code") == EXIT_HANG:
+            return int(changed.get("rank", failed[0].rank)), EXIT_HANG, changed
+        # What a machine or a signal has ended could say nothing; the others' errors are consequences.
+        silent = [end for end in failed if end.code == EXIT_NODE_LOST or (end.code < 0 and not end.killed)]
+        if silent:
+            return silent[0].rank, silent[0].code, changed
+        # The first rank that failed has written why; those that failed because of it may be noticed earlier.
+        if isinstance(changed.get("exit_code"), int):
+            return int(changed.get("rank", failed[0].rank)), int(changed["exit_code"]), changed
+        first = min(failed, key=lambda end: end.killed)
+        return first.rank, first.code, changed
 
     def _outcome(self) -> dict[str, Any]:
         with suppress(OSError, ValueError):
@@ -160,31 +222,81 @@ class Supervisor:
             steps.append(int(json.loads(lines[-1])["step"]))
         return max(steps, default=-1)
 
-    @contextmanager
-    def _listening(self) -> Iterator[None]:
-        before = {number: signal.signal(number, self._pass_on) for number in _REQUESTS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _pass_on(self, number: int, frame: FrameType | None) -> None:
-        self._request = self._request or signal.Signals(number)
-        for child in _children():
-            with suppress(ProcessLookupError):
-                # The agent starts ranks in sessions of their own: a terminal's Ctrl-C does not reach them by itself.
-                os.kill(child, number)
-
-    @staticmethod
-    def _tell(line: str) -> None:
-        print(f"isthmus: {line}", file=sys.stderr, flush=True)
-
-
-def _children() -> list[int]:
-    """Return the processes that this one has started. Linux only, as ranks that die with their launcher are."""
-    found: list[int] = []
-    for path in Path("/proc/self/task").glob("*/children"):
+    def _tell(self, line: str) -> None:
+        self._said.append(line)
+        tell(line)
         with suppress(OSError):
-            found += [int(word) for word in path.read_text().split()]
-    return found
+            (self._folder / "logs").mkdir(exist_ok=True)
+            with (self._folder / "logs" / "supervisor.log").open("a", encoding="utf-8") as file:
+                # As logging's asctime, which `isthmus launch logs` merges by.
+                now = time.time()
+                stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now))
+                file.write(f"{stamp},{int(now * 1000) % 1000:03d} INFO supervisor: {line}\n")
+
+    def _keep(self, state: str, code: int | None = None) -> None:
+        """Write down where things stand, for `isthmus launch status`."""
+        with suppress(OSError):
+            write_json(
+                self._folder / STATE,
+                {
+                    "state": state,
+                    "exit_code": code,
+                    "attempts": self._attempts,
+                    "nodes": list(self._crew.names.values()),
+                    "excluded": list(self._excluded.values()),
+                    "said": self._said[-3:],
+                    "host": socket.gethostname(),
+                    "process": os.getpid(),
+                    "time": time.time(),
+                },
+            )
+
+
+def follow(ranks: Ranks, crew: Follower, *, grace_seconds: float = 10.0) -> int:
+    """Do what the leader of the site says, to the end; return 0 after an order to end, whose code is the leader's."""
+    number = 0
+    with ranks.listening():
+        while True:
+            order = crew.next_order(number)
+            if order is None:
+                tell("the first node is gone")
+                return EXIT_NODE_LOST
+            if order.ends:
+                crew.end()
+                return EXIT_OK
+            if crew.takes_part(order):
+
+                def trouble(order: Order = order) -> str | None:
+                    return crew.trouble(order)
+
+                with watching(ranks, trouble, grace_seconds):
+                    ended = ranks.run(crew.run(order))
+                crew.report(order, ended)
+            number += 1
+
+
+@contextmanager
+def watching(ranks: Ranks, trouble: Callable[[], str | None], grace_seconds: float) -> Iterator[None]:
+    """Within: ranks are told of requests, and are ended when there is trouble that they may not notice themselves."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(_WATCH_SECONDS):
+            ranks.remind()
+            if (why := trouble()) is not None:
+                if not over.wait(grace_seconds):
+                    tell(f"{why}: ending the ranks of this node")
+                while not over.wait(_WATCH_SECONDS):
+                    ranks.kill()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def tell(line: str) -> None:
+    print(f"isthmus: {line}", file=sys.stderr, flush=True)

@@ -20,6 +20,7 @@ from isthmus.data.loader import MixtureLoader
 from isthmus.data.shares import Division
 from isthmus.fault_tolerance.chaos import Chaos
 from isthmus.fault_tolerance.guard import StepGuard
+from isthmus.fault_tolerance.heartbeat import Heartbeat
 from isthmus.fault_tolerance.ledger import RunLedger
 from isthmus.fault_tolerance.stragglers import Stragglers
 from isthmus.fault_tolerance.watchdog import NoWatchdog, Watchdog
@@ -72,6 +73,7 @@ def build_run(config: Config, plan: Plan, world: World, console: Console, stop: 
         log = _log_to_file(plan, world)
         watchdog = _watchdog(config, plan, world, log)
         stack.callback(watchdog.close)
+        heartbeat = stack.enter_context(Heartbeat(plan.folder, world.rank).beating())
         corpus, mixture = load_corpus(config, plan)
         journal = Journal(
             plan.folder, world.rank, writes_attempts=world.rank == 0, log_samples=_logs_samples(config, plan, world)
@@ -105,7 +107,7 @@ def build_run(config: Config, plan: Plan, world: World, console: Console, stop: 
 
         ledger = RunLedger(None if world.rank else plan.folder / "ledger.jsonl", started_at(), entered)
         stack.callback(ledger.close, "failed")  # unless it was closed before
-        observers = _observers(config, plan, world, console, ledger, engine)
+        observers = _observers(config, plan, world, console, ledger, engine, heartbeat)
         stack.callback(observers.close)
         rewinds = RunRewinds(
             config.guard,
@@ -248,11 +250,17 @@ def _by_updates(config: Config, plan: Plan) -> Callable[[int], float]:
 
 
 def _observers(
-    config: Config, plan: Plan, world: World, console: Console, ledger: RunLedger, engine: Engine
+    config: Config,
+    plan: Plan,
+    world: World,
+    console: Console,
+    ledger: RunLedger,
+    engine: Engine,
+    heartbeat: Heartbeat,
 ) -> Observers:
     stragglers = _stragglers(config, plan, world, engine)
     if world.rank:
-        return Observers(None, None, ledger, stragglers, engine)
+        return Observers(None, None, ledger, heartbeat, stragglers, engine)
     write_atomically(plan.folder / "config.yaml", to_yaml(config).encode())
     peak = config.log.peak_tflops * 1e12 if config.log.peak_tflops else peak_flops(config.train.precision)
     metrics = Metrics(
@@ -277,7 +285,7 @@ def _observers(
             f"attempt {metrics.attempt}: the rows of earlier ones stay in metrics.jsonl",
             highlight=False,
         )
-    return Observers(metrics, ConsoleProgress(console, plan.steps), ledger, stragglers, engine)
+    return Observers(metrics, ConsoleProgress(console, plan.steps), ledger, heartbeat, stragglers, engine)
 
 
 def _stragglers(config: Config, plan: Plan, world: World, engine: Engine) -> Stragglers | None:

@@ -1,5 +1,6 @@
 """Who is told about the steps of a run: metrics, the console and the ledger, each where it is."""
 
+from isthmus.fault_tolerance.heartbeat import Heartbeat
 from isthmus.fault_tolerance.ledger import RunLedger
 from isthmus.fault_tolerance.stragglers import Stragglers
 from isthmus.parallelism.engine import Engine
@@ -16,16 +17,20 @@ class Observers:
         metrics: Metrics | None,
         console: ConsoleProgress | None,
         ledger: RunLedger,
+        heartbeat: Heartbeat | None = None,
         stragglers: Stragglers | None = None,
         engine: Engine | None = None,
     ) -> None:
-        self.metrics, self._ledger, self._stragglers, self._engine = metrics, ledger, stragglers, engine
+        self.metrics, self._ledger, self._heartbeat = metrics, ledger, heartbeat
+        self._stragglers, self._engine = stragglers, engine
         self._all = [observer for observer in (metrics, console) if observer is not None]
 
     def start(self, step: int, tokens: int, held_out: dict[str, float] | None) -> None:
         for observer in self._all:
             observer.start(step, tokens, held_out)
         self._ledger.begin(step)
+        if self._heartbeat is not None:
+            self._heartbeat.step(step)
 
     def step(self, report: StepReport, held_out: dict[str, float] | None) -> None:
         if self._stragglers is not None and self._engine is not None:
@@ -36,6 +41,8 @@ class Observers:
         for observer in self._all:
             observer.step(report, held_out)
         self._ledger.step(report.step)
+        if self._heartbeat is not None:
+            self._heartbeat.step(report.step)
 
     def decided(self, step: int, decision: str, why: str) -> None:
         """The guard has skipped a batch, asked to go back, or ended the run."""

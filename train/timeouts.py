@@ -25,7 +25,7 @@ def suspicion_seconds(config: Config) -> float:
 
 
 def silence_seconds(config: Config) -> float:
-    """Return `restart.silence_seconds`, or what follows from the watchdog's floor."""
+    """Return `restart.silence_seconds` (0: never), or what follows from the watchdog's floor."""
     given = config.restart.silence_seconds
     return max(_SILENCE_FACTOR * floor_seconds(config), _LEAST_SILENCE_SECONDS) if given is None else given
 
@@ -42,10 +42,12 @@ def validate_timeouts(config: Config) -> None:
         ("watchdog.floor_seconds", floor_seconds(config)),
         ("watchdog.first_seconds", watchdog.first_seconds),
         ("watchdog.grace_seconds", watchdog.grace_seconds),
-        ("restart.silence_seconds", silence_seconds(config)),
     ):
         if value <= 0:
             raise UserError(f"is {value:g}", where=where, fix="it must be positive")
+    silence = silence_seconds(config)
+    if silence < 0:
+        raise UserError(f"is {silence:g}", where="restart.silence_seconds", fix="0 means never")
     if watchdog.factor <= 1:
         raise UserError(f"is {watchdog.factor:g}", where="watchdog.factor", fix="it must be above 1")
     if watchdog.compare_every < 0:
@@ -63,11 +65,12 @@ def validate_timeouts(config: Config) -> None:
         ("watchdog.floor_seconds", floor_seconds(config)),
         "so that a collective that fails says so itself",
     )
-    _require(
-        ("watchdog.floor_seconds", floor_seconds(config)),
-        ("restart.silence_seconds", silence_seconds(config)),
-        "so that the watchdog is what speaks of a rank that hangs",
-    )
+    if silence:
+        _require(
+            ("watchdog.floor_seconds", floor_seconds(config)),
+            ("restart.silence_seconds", silence),
+            "so that the watchdog is what speaks of a rank that hangs",
+        )
     if watchdog.first_seconds < floor_seconds(config):
         raise UserError(
             f"is {watchdog.first_seconds:g}, watchdog.floor_seconds {floor_seconds(config):g}",

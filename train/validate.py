@@ -48,8 +48,11 @@ class Plan:
     folder: Path
 
 
-def plan_run(config: Config, world_size: int, local_world_size: int | None = None) -> Plan:
+def plan_run(config: Config, world_size: int, local_world_size: int | None = None, *, elsewhere: bool = False) -> Plan:
     """Check the configuration against itself, the number of ranks (all, and on this machine) and this machine.
+
+    Args:
+        elsewhere: the run will be on other machines than this one, which is not looked at.
 
     Raises:
         UserError: the first thing that is wrong.
@@ -68,7 +71,8 @@ def plan_run(config: Config, world_size: int, local_world_size: int | None = Non
     shares = tuple(config.sites.shares) if names and config.sites.shares else (1,) * max(len(names), 1)
     for place in range(len(shares)):
         validate_batch(topology, config.train.global_batch, config.train.micro_batch, shares=shares, site=place)
-    _validate_machine(config, local_world_size or world_size)
+    if not elsewhere:
+        _validate_machine(config, local_world_size or world_size)
     _validate_optim(config.optim)
     steps = total_steps(config)
     validate_chaos(config.chaos, ranks=topology.world_size, steps=steps, sites=names or [site_name(config)])

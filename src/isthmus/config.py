@@ -84,6 +84,23 @@ def load_resolved(schema: type[Schema], path: Path) -> Schema:
     return values
 
 
+def replaced(schema: type[Schema], config: Schema, values: dict[str, Any], where: str) -> Schema:
+    """Return the configuration with other values for some dotted keys, checked as overrides are.
+
+    Raises:
+        UserError: an unknown key or a wrong type; `where` is put before the key.
+    """
+    merged = OmegaConf.merge(OmegaConf.structured(schema), to_plain(config))
+    for name, value in values.items():
+        try:
+            OmegaConf.update(merged, name, value, force_add=False)
+            composed = _to_schema(schema, cast(DictConfig, merged))
+        except (OmegaConfBaseException, ValueError, TypeError, AttributeError) as error:
+            fix = "`isthmus train --help` lists keys and types"
+            raise UserError(_first_line(error), where=f"{where}.{name}", fix=fix) from None
+    return composed if values else config
+
+
 def to_plain(config: Any) -> dict[str, Any]:
     """Return a configuration dataclass as nested plain values (enums as their names), fit for YAML and JSON."""
 

@@ -4,6 +4,7 @@ EXIT_OK = 0
 EXIT_BUG = 1
 EXIT_USER_ERROR = 2
 EXIT_SITE_LOST = 75  # another site or a link failed: try again (EX_TEMPFAIL of sysexits.h)
+EXIT_NODE_LOST = 84  # a node failed and no spare was left: start the same command on others
 EXIT_REQUEUE = 85  # stopped in good order, with a checkpoint, before its end: start the same command again
 EXIT_HANG = 86  # a rank made no progress within its deadline: the watchdog ended it
 EXIT_REWIND = 87  # the guard goes back behind a loss spike: start the same command again

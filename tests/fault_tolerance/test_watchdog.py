@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from isthmus.errors import EXIT_HANG, UserError
 from isthmus.fault_tolerance.deadlines import Deadlines
 from isthmus.fault_tolerance.hang import Note, diagnose, main_thread
 from isthmus.fault_tolerance.pulse import Pulse, PulseMemory
-from isthmus.launch.silence import listening_for
 from isthmus.train.config import Config
 from isthmus.train.timeouts import floor_seconds, silence_seconds, validate_timeouts
 
@@ -262,17 +260,3 @@ def test_timeouts_between_sites_are_part_of_the_order() -> None:
         config.sync.kind = SyncKind.exact
         with pytest.raises(UserError, match=named):
             validate_timeouts(config)
-
-
-def test_ranks_that_give_no_sign_of_life_are_ended(tmp_path: Path) -> None:
-    sign, ended = tmp_path / "alive", threading.Event()
-    with listening_for(sign, 1.0, ended.set) as silence:
-        for _ in range(30):  # signs keep them alive
-            sign.touch()
-            time.sleep(0.05)
-        assert not ended.is_set()
-        assert ended.wait(60)
-    assert silence.broken
-    with listening_for(sign, 60.0, ended.set) as silence:
-        pass
-    assert not silence.broken

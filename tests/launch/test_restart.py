@@ -44,6 +44,11 @@ def children(process: int) -> list[int]:
     return sorted(found)
 
 
+def below(process: int) -> list[int]:
+    found = children(process)
+    return found + [deeper for child in found for deeper in below(child)]
+
+
 @pytest.fixture(scope="module")
 def quiet(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> dict[int, float]:
     root = tmp_path_factory.mktemp("quiet")
@@ -77,7 +82,9 @@ def test_a_run_that_a_scheduler_stops_saves_and_goes_on_with_the_same_command(
     words = ["launch.processes=2", *RUN, f"data.cache_dir={shared_cache}", "checkpoint.every_steps=0"]
     process = start(tmp_path, "launch", *words)
     wait_for_step(tmp_path, 5, process)
-    process.send_signal(number)
+    # Slurm sends it to every process of a step: supervisor, ranks, and what writes their checkpoints.
+    for everyone in (process.pid, *below(process.pid)):
+        os.kill(everyone, number)
     out, err = process.communicate(timeout=600)
     assert process.returncode == 85, err
     assert "preempted at step" in out

@@ -1,0 +1,118 @@
+"""`isthmus launch logs RUN`: the logs of all ranks of all sites, merged by time."""
+
+import queue
+import re
+import shlex
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from isthmus.errors import EXIT_OK, UserError
+from isthmus.launch.record import SiteRecord, chosen_sites, read_record
+from isthmus.launch.words import Words
+
+_USAGE = """\
+isthmus launch logs RUN [SITE] [RANK] [--follow] [--lines N]   what ranks and supervisors have logged
+
+SITE: one of the run's. RANK: a number, or `console` for what the site's agents and jobs have printed.
+--follow goes on until Ctrl-C. --lines: of each file, from its end (200). Times are of the clocks of the sites.
+"""
+_HEADER = re.compile(r"==> (.+) <==")
+_TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}")
+_HOLD_SECONDS = 1.0  # for lines of other sites that were written earlier and come later
+
+
+@dataclass(order=True, frozen=True)
+class Line:
+    time: str
+    site: str
+    file: str
+    number: int
+    text: str
+
+    def shown(self, sites: int) -> str:
+        return f"{self.site + ' ' if sites > 1 else ''}{self.file}: {self.text}"
+
+
+def main(argv: Sequence[str]) -> int:
+    try:
+        words = Words(argv, verb="launch logs", flags=["--follow", "-f"], options=["--lines"])
+        if words.help or not words.rest:
+            print(_USAGE, end="")
+            return EXIT_OK if words.help else UserError.exit_code
+        record = read_record(Path(words.rest[0]).expanduser())
+        names = words.rest[1:2]
+        sites = chosen_sites(record, names)
+        rank = words.rest[2] if len(words.rest) > 2 else ""
+        if rank and rank != "console" and not rank.isdigit():
+            raise UserError(f"is '{rank}'", where="RANK", fix="give a number, or console")
+        follow = words.flag("--follow") or words.flag("-f")
+        commands = [_command(site, rank, words.number("--lines", 200), follow) for site in sites]
+        tails = [site.shells()[0].open(command) for site, command in zip(sites, commands, strict=True)]
+    except UserError as error:
+        print(f"isthmus: {error}", file=sys.stderr)
+        return error.exit_code
+    try:
+        for line in _merged(list(zip(sites, tails, strict=True)), follow):
+            print(line.shown(len(sites)), flush=follow)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        for tail in tails:
+            tail.terminate()
+            tail.wait()
+    return EXIT_OK
+
+
+def _command(site: SiteRecord, rank: str, lines: int, follow: bool) -> str:
+    if rank == "console":
+        pattern = "launch/node-*.log launch/job-*.log"
+    elif rank:
+        pattern = f"logs/rank-{int(rank):05d}.log"
+    else:
+        pattern = "logs/rank-*.log logs/supervisor.log"
+    options = f"-v -n {lines} {'-F' if follow else ''}"
+    # Without a match there is nothing to show, which is no error.
+    found = f"shopt -s nullglob && set -- {pattern} && [ $# -gt 0 ]"
+    return f'cd -- {shlex.quote(site.folder)} && {found} && exec tail {options} -- "$@"'
+
+
+def _merged(tails: "Sequence[tuple[SiteRecord, subprocess.Popen[bytes]]]", follow: bool) -> Iterator[Line]:
+    """Yield lines in order of time: all of them, or while following, as far as they have come within a moment."""
+    lines: queue.Queue[Line | None] = queue.Queue()
+    for site, tail in tails:
+        threading.Thread(target=_read, args=(site.name, tail, lines), daemon=True).start()
+    open_tails, held, flush_at = len(tails), list[Line](), time.monotonic() + _HOLD_SECONDS
+    while open_tails:
+        try:
+            line = lines.get(timeout=0.2)
+            if line is None:
+                open_tails -= 1
+            else:
+                held.append(line)
+        except queue.Empty:
+            pass
+        if follow and time.monotonic() > flush_at:
+            yield from sorted(held)
+            held, flush_at = [], time.monotonic() + _HOLD_SECONDS
+    yield from sorted(held)
+
+
+def _read(site: str, tail: "subprocess.Popen[bytes]", lines: "queue.Queue[Line | None]") -> None:
+    """A line without a time (of a traceback) has that of the line before it in its file."""
+    assert tail.stdout is not None
+    file, latest = "", dict[str, str]()
+    for number, raw in enumerate(tail.stdout):
+        text = raw.decode(errors="replace").rstrip("\n")
+        if header := _HEADER.fullmatch(text):
+            file = Path(header[1]).stem
+        elif text or latest.get(file):
+            if found := _TIME.match(text):
+                latest[file] = found[0]
+            if text:
+                lines.put(Line(latest.get(file, ""), site, file, number, text))
+    lines.put(None)
