@@ -16,8 +16,7 @@ from typing import Any
 
 from isthmus.data.extras import need
 from isthmus.files import write_atomically
-
-DEFAULT_BLOCK_BYTES = 16 * 2**20
+from isthmus.hashing import BLOCK_BYTES
 
 
 class BadRead(Exception):
@@ -31,7 +30,7 @@ class File:
     location: str
     bytes: int
     blocks: Sequence[str] = ()
-    block_bytes: int = DEFAULT_BLOCK_BYTES
+    block_bytes: int = BLOCK_BYTES
 
     @property
     def remote(self) -> bool:
