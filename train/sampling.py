@@ -164,7 +164,7 @@ def _open(path: str, groups: object) -> CheckpointSampler:
         model = InferenceModel(
             config.model,
             config.train.precision,
-            groups,  # type: ignore[arg-type]
+            groups,
             slots=_SLOTS[device],
             length=config.train.sequence_length,
         )
