@@ -115,11 +115,13 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], default=list(PARTS))
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)} (all)")
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
+    if unknown := set(chosen.parts) - set(PARTS):
+        parser.error(f"there is no part {', '.join(sorted(unknown))}")
     results: dict[str, Any] = {"cores": os.cpu_count()}
-    for part in chosen.parts:
+    for part in chosen.parts or PARTS:
         results[part] = PARTS[part]()
         print(part, json.dumps(results[part], indent=2))
     if chosen.json:

@@ -157,7 +157,12 @@ class Journal:
 
     def _take(self, row: dict[str, Any]) -> None:
         if "a" in row:
-            answer: Answer = Refused(row["no"]) if "no" in row else Completion(row["t"], *row["n"], row["f"])
+            answer: Answer
+            if "no" in row:
+                answer = Refused(row["no"])
+            else:
+                prompt_tokens, completion_tokens = row["n"]
+                answer = Completion(row["t"], prompt_tokens, completion_tokens, row["f"])
             self._open.setdefault(row["i"], {})[row["a"]] = answer
             self.spent.requests += 1
             if isinstance(answer, Completion):

@@ -15,6 +15,7 @@ correctness is 1 if every statement is right, nothing contradicts itself or the 
 style is 1 if the text is clear, complete and free of repetition, filler, and talk about being an assistant; else 0."""
 _FORMAT = 'Answer with one line of JSON and nothing else: {"correctness": 0 or 1, "style": 0 or 1, "reason": "..."}'
 _ANSWER_TOKENS = 256
+_SAID = 200  # characters of a judge's reason that are kept
 _MATERIAL = 6_000  # characters of a source that a judge is shown
 _OBJECT = re.compile(r"\{[^{}]*\}")
 _LOOSE = {name: re.compile(rf"\b{name}\b[\"'*]*\s*[:=]\s*[\"'*]*([01])(?![\d.])", re.IGNORECASE) for name in SCORES}
@@ -71,13 +72,15 @@ def template_judgement(document: str) -> str:
 
 
 def _scores(answer: str) -> dict[str, Any] | None:
+    """Return the scores and, in `said`, the judge's reason; None if the answer does not have both scores."""
     for found in reversed(_OBJECT.findall(answer)):
         try:
             value = json.loads(found)
         except ValueError:
             continue
         if all(value.get(name) in (0, 1) and not isinstance(value[name], bool) for name in SCORES):
-            return {name: int(value[name]) for name in SCORES}
+            said = {"said": str(value["reason"])[:_SAID]} if value.get("reason") else {}
+            return {name: int(value[name]) for name in SCORES} | said
     loose: Mapping[str, list[str]] = {name: pattern.findall(answer) for name, pattern in _LOOSE.items()}
     if all(len(set(found)) == 1 for found in loose.values()):
         return {name: int(found[0]) for name, found in loose.items()}

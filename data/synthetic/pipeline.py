@@ -1,7 +1,6 @@
 """From a recipe file to a source: items are worked on, what is accepted is prepared; each part resumes where it was."""
 
 import contextlib
-import dataclasses
 import fcntl
 import itertools
 import json
@@ -161,11 +160,9 @@ class _Synthesis:
         )
 
     def _settings(self) -> dict[str, Any]:
-        """Return what the dataset depends on beside the journal."""
-        data = self._plan.data
-        parts = (data.tokenizer, data.dedup, data.decontaminate, data.shards)
-        values = json.loads(json.dumps([dataclasses.asdict(part) for part in parts]))
-        return {"source": self._plan.source, "licence": data.seeds.licence, "prepare": values, "asked": data.items}
+        """Return what the dataset depends on beside the journal, as JSON gives it back."""
+        found: dict[str, Any] = json.loads(json.dumps({**self._plan.settings, "asked": self._plan.data.items}))
+        return found
 
     def _conclude(self, finished: bool) -> Outcome:
         plan, out, work = self._plan, self._plan.out, self._plan.out / "work"

@@ -1,13 +1,15 @@
 """What can be wrong with a recipe file, checked before anything is asked; and what the result depends on."""
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from isthmus import __version__
 from isthmus.config import to_plain
-from isthmus.data.dedup.benchmarks import load_benchmarks
+from isthmus.data.dedup.benchmarks import benchmark_hashes, load_benchmarks
 from isthmus.data.synthetic.config import GeneratorConfig, GeneratorKind, SynthesizeConfig, SynthesizeData
 from isthmus.data.synthetic.context import CHARACTERS_PER_TOKEN, Context
 from isthmus.data.synthetic.generators.build import OpenSampler, build_generator, check_generator
@@ -21,7 +23,10 @@ from isthmus.errors import UserError
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that a run works with. `hash` is of all that an item's outcome depends on."""
+    """Everything that a run works with.
+
+    `hash` is of all that an item's outcome depends on; `settings` are what the dataset depends on beside the outcomes.
+    """
 
     data: SynthesizeData
     out: Path
@@ -30,6 +35,7 @@ class Plan:
     generators: Mapping[str, Generator]
     prices: Mapping[str, GeneratorConfig]
     hash: str
+    settings: dict[str, Any]
 
     def close(self) -> None:
         """End what generators and verifiers keep open."""
@@ -60,17 +66,18 @@ def plan_synthesis(
         tokenizer = load_text_tokenizer(data.tokenizer.path, data.tokenizer.end_of_document)
     recipe = build_recipe(data.recipe, data.options, _context(data, tokenizer))
     verifiers = [*recipe.verifiers, *build_verifiers(list(data.verifiers))]
-    generators, prices = {}, {}
+    generators: dict[str, Generator] = {}
+    prices: dict[str, GeneratorConfig] = {}
     wanted = {MAIN: (data.generator, "data.generator")}
     for name, judge in data.judges.members.items():
         wanted[name] = (judge.generator, f"data.judges.members.{name}.generator")
-    for name, (settings, where) in wanted.items():
-        same = settings.kind is GeneratorKind.same
-        prices[name] = data.generator if same else settings
+    for name, (chosen, where) in wanted.items():
+        same = chosen.kind is GeneratorKind.same
+        prices[name] = data.generator if same else chosen
         generators[name] = (
             generators[MAIN]
             if same
-            else build_generator(settings, recipe, where=where, secrets=secrets, open_sampler=open_sampler)
+            else build_generator(chosen, recipe, where=where, secrets=secrets, open_sampler=open_sampler)
         )
     judges = [RubricJudge(name, judge.rubric) for name, judge in data.judges.members.items()]
     rules = Rules(
@@ -86,7 +93,17 @@ def plan_synthesis(
     )
     source = data.source or data.recipe.replace("_", "-")
     out = Path(config.out).expanduser()
-    return Plan(data, out, source, rules, generators, prices, _hash(data, recipe, rules, judges, tokenizer))
+    settings = {
+        "source": source,
+        "licence": data.seeds.licence,
+        "tokenizer": [tokenizer.hash, tokenizer.end] if tokenizer else None,
+        "benchmarks": benchmark_hashes(data.decontaminate.files, data.decontaminate.ngram),
+        "dedup": dataclasses.asdict(data.dedup),
+        "shards": dataclasses.asdict(data.shards),
+        "examples": data.examples,
+    }
+    digested = _hash(data, recipe, rules, judges, tokenizer)
+    return Plan(data, out, source, rules, generators, prices, digested, settings)
 
 
 def _context(data: SynthesizeData, tokenizer: TextTokenizer | None) -> Context:

@@ -14,6 +14,7 @@ from isthmus.data.synthetic.statistics import KEPT, Statistics, kappa
 from isthmus.files import write_atomically
 from isthmus.units import format_count
 
+_TABLES = "table + table { margin-top: 1.2em; }"
 _MOST_TOPICS = 60
 _DROPPED = {"decontamination.benchmark": "decontaminated", "dedup.exact": "no copies", "dedup.near": "no near-copies"}
 
@@ -27,7 +28,7 @@ def write_report(
     labels = sorted(statistics.examples, key=lambda label: (label != KEPT, -statistics.reasons[label], label))
     parts = [
         "<!doctype html><html lang='en'><head><meta charset='utf-8'><title>isthmus data synthesize</title>",
-        f"<style>{STYLE}</style><script>{need('plotly.offline').get_plotlyjs()}</script></head><body>",
+        f"<style>{STYLE}{_TABLES}</style><script>{need('plotly.offline').get_plotlyjs()}</script></head><body>",
         f"<h1>{html.escape(plan.data.recipe)}: {prepared.kept:,} documents from {statistics.items:,} tasks</h1>",
         f"<p>Generator {html.escape(generator.name)} <span class='place'>{generator.fingerprint}</span>. "
         f"{statistics.tries:,} tries, {statistics.accepted:,} accepted, {format_count(prepared.tokens)} tokens in the "

@@ -69,9 +69,10 @@ class Scheduler:
         self._open = 0
         self._exhausted = False
         self._checkers = ThreadPoolExecutor(checkers, thread_name_prefix="verify")
+        # One for each generator, of which judges may share one: `parallel` is what its server is asked at a time.
         self._senders = {
-            name: ThreadPoolExecutor(generator.parallel, thread_name_prefix=f"ask {name}")
-            for name, generator in generators.items()
+            id(generator): ThreadPoolExecutor(generator.parallel, thread_name_prefix="ask")
+            for generator in generators.values()
             if generator.parallel
         }
 
@@ -198,7 +199,7 @@ class Scheduler:
                 if all(request.key in opened.answers for request in opened.ask.requests):
                     self._ready.append((opened, self._collect(opened)))
 
-        self._start(self._senders[name].submit(self._complete, generator, batch), done)
+        self._start(self._senders[id(generator)].submit(self._complete, generator, batch), done)
 
     def _complete(self, generator: Generator, batch: Sequence[_Waiting]) -> list[Answer]:
         """Get answers and write them down, before this thread sends anything else."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -66,9 +67,9 @@ def write_documents(path: Path, plan: Plan, journal: Journal) -> int:
 def build_source(documents: Path, plan: Plan, work: Path, workers: int, console: Console) -> tuple[Path, Statistics]:
     """Prepare the documents in a folder below `work`; return it with what duplicates and benchmarks took."""
     data = plan.data
-    content = documents.read_bytes()
-    settings = [str(data.tokenizer), str(data.dedup), str(data.decontaminate), str(data.shards)]
-    folder = work / f"dataset-{digest([settings, content.decode()])}"
+    with documents.open("rb") as file:
+        content = hashlib.file_digest(file, "sha256").hexdigest()
+    folder = work / f"dataset-{digest([plan.settings, content])}"
     for other in work.glob("dataset-*"):
         if other != folder:
             shutil.rmtree(other, ignore_errors=True)

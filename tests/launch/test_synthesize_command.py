@@ -1,6 +1,8 @@
 """`isthmus data synthesize` as a user meets it."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,14 +34,16 @@ def test_every_name_of_the_registry_can_be_loaded() -> None:
 
 
 def test_a_shipped_recipe_runs_from_the_command_line(tmp_path: Path) -> None:
-    result = isthmus_cli("data", "synthesize", "data=mathematics", "out=out", "data.items=6", "--json", cwd=tmp_path)
-    assert result.code == 0, result.err
-    found = json.loads(result.out)
+    words = ["data", "synthesize", "data=mathematics", "out=out", "data.items=6"]
+    # A process of its own: it starts workers, which the harness's own processes may not.
+    command = [sys.executable, "-m", "isthmus.launch.cli", *words, "workers=1", "--json"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
     assert found["documents"] == found["accepted"] == 6
     assert found["spent"]["requests"] == 6
-    assert "nothing was held against one" in result.err
-    assert "derivative" not in result.err or "100.0%" in result.err
-    again = isthmus_cli("data", "synthesize", "data=mathematics", "out=out", "data.items=6", cwd=tmp_path)
+    assert "nothing was held against one" in result.stderr
+    again = isthmus_cli(*words, cwd=tmp_path)
     assert "it was there already" in again.out
     inspected = isthmus_cli("data", "inspect", "out", "--sample", "1", "--verify", "--json", cwd=tmp_path)
     assert json.loads(inspected.out)["sample"][0]["lineage"]["about"]["recipe"] == "mathematics 1"

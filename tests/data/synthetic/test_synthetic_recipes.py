@@ -1,7 +1,9 @@
 """Every recipe from end to end, without a model and with a server that fails in every way that passes."""
 
+import contextlib
 import json
 from pathlib import Path
+from random import Random
 
 import pytest
 from support.recipes import HTTP, RECIPES, load_recipe, result, rows, run, scripted_model, write_recipe
@@ -11,6 +13,7 @@ from isthmus.data.config import DataConfig, SourceConfig
 from isthmus.data.corpus import build_corpus
 from isthmus.data.shards.dataset import Dataset
 from isthmus.data.synthetic.plan import plan_synthesis
+from isthmus.data.synthetic.protocols import Candidate
 from isthmus.errors import UserError
 
 JUDGES = "judges: {members: {one: {}, two: {rubric: 'correctness and style, strictly'}}, rule: unanimity}\n"
@@ -57,8 +60,8 @@ def test_with_a_failing_server_and_judges(recipe: str, tmp_path: Path) -> None:
     assert outcome.finished
     assert max(server.answered.values()) == 1, "nothing is paid for twice"
     assert sum(server.answered.values()) == outcome.spent.requests
-    assert {"500", "429", "malformed", "cut"} <= set(server.faults)
-    assert server.most_at_once > 1
+    assert len({"500", "429", "malformed", "cut"} & set(server.faults)) >= 3
+    assert 1 < server.most_at_once <= 4, "the judges are the generator, and share what may be under way"
     assert len({body["seed"] for body in server.bodies}) == len(server.attempts), "every request has its own seed"
     assert statistics.verified_first < statistics.tries, "a third of the answers was spoiled"
     if recipe != "long_context":
@@ -121,3 +124,15 @@ def test_nothing_accepted_is_one_line_with_the_report(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="none of 2 tries was accepted"):
         run(path, tmp_path / "out", "data.items=1", "+data.options.most_copied=0.0")
     assert "near copy" in (tmp_path / "out/report.html").read_text()
+
+
+def test_problems_of_reasoning_gym_are_scored_by_its_own_rules(tmp_path: Path) -> None:
+    pytest.importorskip("reasoning_gym", reason="reasoning-gym is not installed")
+    path = write_recipe(tmp_path, "mathematics", "options: {kinds: [], reasoning_gym: [chain_sum, gcd]}\n")
+    with contextlib.closing(plan_synthesis(load_recipe(path, tmp_path), secrets={})) as plan:
+        recipe = plan.rules.recipe
+        for _, item in zip(range(6), recipe.items(), strict=False):
+            right = recipe.template(item, next(recipe.write(item.task))[0], Random(1))
+            assert recipe.verifiers[1].check(item, Candidate(right)).ok, item
+            assert not recipe.verifiers[1].check(item, Candidate("Answer: 123456789")).ok
+            assert str(item.frozen["answer"]) not in str(item.task).partition("?")[2]

@@ -39,7 +39,7 @@ HANDMADE: list[tuple[str, list[str], list[str]]] = [
 def generated() -> Iterator[tuple[str, list[str], list[str]]]:
     """Labelled answers of procedural problems."""
     for kind, make in KINDS.items():
-        for turn in range(6):
+        for turn in range(7):
             answer = make(Random(f"{kind}/{turn}"), 1 + turn % 3).answer
             yield from _labelled(answer)
 
