@@ -41,17 +41,20 @@ def sandbox(runs: int = 60) -> dict[str, Any]:
             command = [find(language).command, str(path)]
             bare, inside = [], []
             spent = {"bare process": 0.0, "sandbox": 0.0}
+            zygotes = _zygote_seconds(opened.processes())
             for _ in range(runs):
-                before = _cpu_seconds([])
+                before = sum(os.times()[:4])
                 began = time.perf_counter()
                 subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=True, env={})
                 bare.append(time.perf_counter() - began)
-                spent["bare process"] += _cpu_seconds([]) - before
-                before = _cpu_seconds(opened.processes())
+                spent["bare process"] += sum(os.times()[:4]) - before
+                before = time.process_time()
                 began = time.perf_counter()
                 assert opened.run(job).succeeded
                 inside.append(time.perf_counter() - began)
-                spent["sandbox"] += _cpu_seconds(opened.processes()) - before
+                spent["sandbox"] += time.process_time() - before
+            time.sleep(0.2)  # until the last run's processes have been waited for
+            spent["sandbox"] += _zygote_seconds(opened.processes()) - zygotes
             found[language] = {"CPU ms": {who: round(1e3 * seconds / runs, 1) for who, seconds in spent.items()}}
             # On a busy machine the fastest run says what it costs, the median what one waits for.
             for which, of in (("median", statistics.median), ("fastest", min)):
@@ -72,16 +75,16 @@ def sandbox(runs: int = 60) -> dict[str, Any]:
     return found
 
 
-def _cpu_seconds(launchers: list[int]) -> float:
-    """Return the CPU time of this process, its children, and all that has run under launchers, to 10 ms."""
+def _zygote_seconds(launchers: list[int]) -> float:
+    """Return the CPU time of what has run under launchers, and of their zygotes, to 10 ms."""
     from support.attacking import descendants
 
-    total = sum(os.times()[:4])
+    total = 0
     for launcher in launchers:
-        for process in descendants(launcher):
-            fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-            total += sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
-    return total
+        zygote = descendants(launcher)[0]
+        fields = Path(f"/proc/{zygote}/stat").read_text().rpartition(")")[2].split()
+        total += sum(map(int, fields[11:15]))  # proc(5): utime, stime, cutime, cstime
+    return total / os.sysconf("SC_CLK_TCK")
 
 
 def verifiers(rounds: int = 12) -> dict[str, Any]:

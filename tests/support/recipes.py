@@ -80,10 +80,9 @@ def scripted_model(path: Path) -> Callable[[Messages], str]:
             return " ".join(messages[-1][1].split()[:12])
         if len(messages) > 2 or _number(messages) % 3:
             return truth
-        if "boxed{" in truth:
-            return truth.replace("boxed{", "boxed{9")
-        fenced = truth.endswith("\n```")  # what follows a block of code changes nothing
-        return truth.removesuffix("\n```") + " 987654321)\n```" if fenced else f"{truth} 987654321"
+        if truth.endswith("\n```"):  # what follows a block of code would change nothing
+            return truth.removesuffix("\n```") + " 987654321)\n```"
+        return truth.replace("boxed{", "boxed{9") if "boxed{" in truth else f"{truth} 987654321"
 
     return answer
 
