@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from isthmus.config import compose
+from isthmus.launch.preflight import observe
 from isthmus.launch.preflight.config import PreflightRunConfig, train_config
 from isthmus.launch.preflight.observe import Rank
 from isthmus.launch.preflight.rank import preflight
@@ -26,9 +27,10 @@ QUICK = ["train.steps=1", "train.global_batch=12", "lane.streams=2", "preflight.
 QUICK += ["preflight.disk_mb=2", "preflight.link_seconds=0.5", "preflight.wait_seconds=30"]
 _STOP_AND_GO = """
 import os, signal, sys, time
+print(flush=True)
 while os.getppid() == int(sys.argv[1]):
     os.kill(os.getppid(), signal.SIGSTOP)
-    time.sleep(0.09)
+    time.sleep(0.19)
     os.kill(os.getppid(), signal.SIGCONT)
     time.sleep(0.01)
 """
@@ -112,14 +114,32 @@ def few_files() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def stop_and_go() -> Iterator[None]:
-    """Another process stops this one for nine tenths of the time."""
-    words = [sys.executable, "-S", "-c", _STOP_AND_GO, str(os.getpid())]
-    with subprocess.Popen(words) as other:
-        try:
-            yield
-        finally:
-            other.kill()
+def slow_products() -> Iterator[None]:
+    """While this rank multiplies, another process stops it for nineteen twentieths of the time.
+
+    And it gets the processor last: on a machine where all wait for one, a rank that is stopped would lose little else.
+    The rest of the preflight is left alone, which would take twenty times as long.
+    """
+    original = observe.matmul
+
+    def throttled(*words: Any) -> dict[str, Any]:
+        before = os.getpriority(os.PRIO_PROCESS, 0)
+        stop = [sys.executable, "-S", "-c", _STOP_AND_GO, str(os.getpid())]
+        with subprocess.Popen(stop, stdout=subprocess.PIPE) as other:
+            assert other.stdout is not None
+            other.stdout.readline()
+            os.setpriority(os.PRIO_PROCESS, 0, 19)
+            try:
+                return original(*words)
+            finally:
+                other.kill()
+                os.kill(os.getpid(), signal.SIGCONT)
+                with contextlib.suppress(PermissionError):
+                    os.setpriority(os.PRIO_PROCESS, 0, before)
+
+    observe.matmul = throttled
+    yield
+    observe.matmul = original
 
 
 @contextlib.contextmanager
@@ -151,7 +171,7 @@ def deaf_ports() -> Iterator[None]:
 PLANTS = {
     "version": wrong_version,
     "files": few_files,
-    "slow": stop_and_go,
+    "slow": slow_products,
     "frozen": frozen,
     "deaf": deaf_ports,
 }

@@ -17,14 +17,12 @@ def words(tmp_path: Path, cache: Path, *more: str) -> list[str]:
 
 @pytest.mark.slow
 def test_each_bad_node_is_named_and_told_how_to_leave_it_out(tmp_path: Path, shared_cache: Path) -> None:
-    # Of three ranks that run freely one is always the median, so that noise accuses none of them.
-    more = words(tmp_path, shared_cache, "preflight.slow_rank=0.4", "train.threads=1")
+    # Three ranks share what a busy machine leaves them unequally, but not like this.
+    more = words(tmp_path, shared_cache, "preflight.slow_rank=0.25", "preflight.wait_seconds=90", "train.threads=1")
     faults = {1: ["version", "clock"], 2: ["files"], 3: ["slow"]}
     result, *_ = run_ranks(node_rank, 4, free_port(), more, faults)
     assert result["code"] == 90
-    # Whoever is stopped nine tenths of the time is slow to answer its neighbours, too.
-    found = [entry for entry in failed(result) if entry[0] != "collectives"]
-    assert sorted(found) == [
+    assert sorted(failed(result)) == [
         ("clock", "main: node1"),
         ("open files", "main: node2, rank 2"),
         ("speed", "main: node3, rank 3"),
