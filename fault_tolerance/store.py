@@ -58,6 +58,15 @@ class Store:
             retire(self.fs, [self._set_aside(path, RETIRED)])
         return away
 
+    def lost(self) -> list[Path]:
+        """Return what was complete once and was set aside, because it is damaged or another site's is."""
+        return [path for path in self._with_prefix(QUARANTINED) if (path / MANIFEST).exists()]
+
+    def abandon_lost(self) -> None:
+        """Give them up, because the run begins anew."""
+        for path in self.lost():
+            self._set_aside(path, ABANDONED)
+
     def abandon(self, found: Sequence[Found]) -> None:
         """Set checkpoints aside that the run is about to go back behind; they go with the next that is retired."""
         for entry in found:

@@ -232,6 +232,7 @@ class RunCheckpointer:
                     self._tell(f"{entry.folder.name} is broken ({entry.broken}): set aside as {away.name}")
             if self._keys.resume == "never":
                 self.store.abandon(self.store.scan())
+                self.store.abandon_lost()
                 self._rewinds.log.forget()
         self._attempt = int(self._share(message)["attempt"])
 
@@ -266,13 +267,14 @@ class RunCheckpointer:
             message = {"own": {str(entry.step): str(entry.folder) for entry in own}}
             if path is not None and not own:
                 message["path"] = str(at_path(Path(path)).folder)
+            message["lost"] = [path.name for path in self.store.lost()]
             message["distrusted"] = [entry.step for entry in distrusted(own, self._rewinds.log.entries)]
         message = self._share(message)
         if "path" in message:
             return at_path(Path(message["path"])), False
         worthless = set(message["distrusted"])
         trusted = sorted({int(step) for step in message["own"]} - worthless)
-        offers = self._ask_sites({"steps": trusted, "distrusted": sorted(worthless)})
+        offers = self._ask_sites({"steps": trusted, "distrusted": sorted(worthless), "lost": message["lost"]})
         steps, others = ([set(offer[name]) for offer in offers] for name in ("steps", "distrusted"))
         chosen = choose_step(steps, others)
         if chosen is None:
@@ -281,6 +283,13 @@ class RunCheckpointer:
                     "the sites hold checkpoints, but of no step that all of them have",
                     where="checkpoint.resume",
                     fix="give one site's checkpoint to all with checkpoint.resume=PATH, or start anew with never",
+                )
+            if any(offer["lost"] for offer in offers):
+                # What the run has learnt is in what was set aside: to begin again is not for us to decide.
+                raise UserError(
+                    f"no checkpoint is whole ({', '.join(message['lost']) or 'of another site'})",
+                    where="checkpoint.resume",
+                    fix="restore one, give another with checkpoint.resume=PATH, or start anew with never",
                 )
             return None
         return at_path(Path(message["own"][str(chosen)])), True

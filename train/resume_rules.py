@@ -8,9 +8,16 @@ FORBIDDEN = {
     "model": "the checkpoint holds another model",
     "train.seed": "it decides the order of the samples",
     "train.sequence_length": "it decides what a sample is",
-    "data": "it decides which sample comes when",
+    "data.tokenizer": "it decides what a token is",
+    "data.vocab_size": "it decides what a token is",
+    "data.packing": "it decides what a sample is",
+    "data.held_out": "it decides what is never trained on",
+    "data.held_out_tokens": "it decides what is never trained on",
+    "data.shuffle_chunk_bytes": "it decides which sample comes when",
+    "data.shuffle_group_chunks": "it decides which sample comes when",
 }
 # Changes nothing but where and how fast: the trajectory stays the same, to rounding where the layout changes.
+# What is in neither table bends the run and is named; so does an edited mixture, which goes on from the sample reached.
 FREE = (
     "run",
     "log",
@@ -29,6 +36,15 @@ FREE = (
     "train.micro_batch",
     "train.deterministic",
     "data.cache_dir",
+    "data.cache_bytes",
+    "data.workers",
+    "data.prefetch",
+    "data.open_files",
+    "data.check_blocks",
+    "data.max_bad_windows",
+    "data.log_samples",
+    "data.benchmarks",
+    "data.benchmark_ngram",
     "sync.verify_every",
 )
 

@@ -133,6 +133,25 @@ def test_list_and_verify_name_what_is_broken(tmp_path: Path, shared_cache: Path)
     assert "set aside as quarantined-step-0000000004-a0001" in again.out
     assert "resumed step 2" in again.out
     assert isthmus_cli("checkpoint", "list", "elsewhere", cwd=tmp_path).code == 2
+    # Where none is whole, what was learnt is in what is set aside: to begin again is for the user to say.
+    for path in tmp_path.glob("runs/r/main/checkpoints/step-*/rank-00000.safetensors"):
+        path.write_bytes(content[: path.stat().st_size].ljust(path.stat().st_size, b"\0"))
+    for _ in range(2):
+        refused = isthmus_cli(*words, cwd=tmp_path)
+        assert refused.code == 2
+        assert "checkpoint.resume: no checkpoint is whole (quarantined-step-" in refused.err
+    assert isthmus_cli(*words, "checkpoint.resume=never", cwd=tmp_path).code == 0
+
+
+def test_an_edited_mixture_goes_on_from_the_sample_reached(tmp_path: Path, shared_cache: Path) -> None:
+    words = ["train", *RUN[1:], f"data.cache_dir={shared_cache}"]
+    assert isthmus_cli(*words, "train.steps=2", cwd=tmp_path).code == 0
+    edited = isthmus_cli(*words, "train.steps=4", "data.sources.web.weight=5", cwd=tmp_path)
+    assert edited.code == 0, edited.err
+    assert "the mixture was edited: from sample" in edited.out
+    assert "data.sources.web.weight has changed" in edited.out
+    metrics = [json.loads(line) for line in (tmp_path / "runs/r/main/metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in metrics if "loss" in row] == [1, 2, 3, 4]
 
 
 def test_a_change_that_makes_another_run_is_refused_by_name(tmp_path: Path, shared_cache: Path) -> None:
