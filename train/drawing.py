@@ -21,10 +21,11 @@ def draw(logits_BV: Tensor, *, temperature: float, top_p: float, uniforms_B: Seq
     probabilities_BV = torch.softmax(logits_BV.double() / temperature, -1)
     if top_p >= 1:
         return _at(probabilities_BV, points_B).tolist()
-    count = min(_LIKELY, probabilities_BV.shape[1])
-    likely, tokens = probabilities_BV.topk(count, -1)
+    few = probabilities_BV.shape[1] <= 4 * _LIKELY
+    ordered = probabilities_BV.sort(descending=True, stable=True) if few else probabilities_BV.topk(_LIKELY, -1)
+    likely, tokens = ordered
     drawn = tokens.gather(1, _in_nucleus(likely, top_p, points_B)[:, None])[:, 0]
-    if count < probabilities_BV.shape[1]:
+    if not few:
         flat = (likely.sum(-1) < top_p).nonzero()[:, 0]
         if len(flat):
             likely, tokens = probabilities_BV[flat].sort(descending=True, stable=True)

