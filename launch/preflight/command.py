@@ -9,17 +9,17 @@ from pathlib import Path
 from isthmus.config import compose, to_yaml
 from isthmus.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_UNFIT, UserError
 from isthmus.files import write_atomically
-from isthmus.launch.preflight.config import PreflightRunConfig, train_config, validate_preflight
+from isthmus.launch.preflight.config import PreflightRunConfig, this_site, validate_preflight
+from isthmus.launch.sites import LaunchSite
 from isthmus.train.command import parse, print_help
-from isthmus.train.config import site_name
 from isthmus.train.validate import plan_run
 
-_PROCESSES = "launch.processes"
 _USAGE = """\
 isthmus launch preflight [OPTION] [launch.processes=N] [GROUP=CHOICE] [KEY=VALUE] ...
 
 Look for what would stop or slow a run, on every rank and every link, before it starts. Give it the words of the run;
-of several sites, start it in each as the run is started, and each prints the whole table. On several machines of a
+of several sites, start it in each as the run is started (of a sites file, with sites.name=THIS), and each prints the
+whole table. On several machines of a
 site: torchrun [...] -m isthmus.launch.preflight [overrides]
 
 Exit codes: 0 all passed or are worth a look, 90 something failed, 2 something in the input is wrong.
@@ -42,23 +42,27 @@ def main(words: Sequence[str]) -> int:
             return EXIT_OK
         if command.config:
             raise UserError("is of `isthmus train`", where="--config", fix="give overrides to the preflight")
-        processes, overrides = _take_processes(command.overrides)
-        config = compose(PreflightRunConfig, "preflight", overrides)
+        config = compose(PreflightRunConfig, "preflight", command.overrides)
         if command.print_config:
             print(to_yaml(config), end="")
             return EXIT_OK
         validate_preflight(config.preflight)
-        plan_run(train_config(config), world_size=processes)
+        site = this_site(config)
+        ranks, nodes = site.ranks_per_node, site.spec.nodes
+        if nodes > 1:
+            started = f"torchrun --nnodes={nodes} --nproc-per-node={ranks} [...] -m isthmus.launch.preflight"
+            raise UserError(f"has {nodes} nodes", where=site.name, fix=f"start it on each: {started} [overrides]")
+        plan_run(site.config, world_size=ranks)
     except UserError as error:
         print(f"isthmus: {error}", file=sys.stderr)
         return error.exit_code
-    return _run(config, processes, ["--json"] if command.json else [])
+    return _run(config, site, ["--json"] if command.json else [])
 
 
-def _run(config: PreflightRunConfig, processes: int, options: list[str]) -> int:
+def _run(config: PreflightRunConfig, site: LaunchSite, options: list[str]) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
 
-    from isthmus.launch.preflight.agent import run_ranks
+    from isthmus.launch.agent import Meeting, Ranks
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # Not in the run folder: that it cannot be written may be what is to be found.
@@ -66,20 +70,12 @@ def _run(config: PreflightRunConfig, processes: int, options: list[str]) -> int:
         resolved = Path(folder, "config.yaml")
         write_atomically(resolved, to_yaml(config).encode())
         try:
-            rank, code = run_ranks(processes, ["-m", "isthmus.launch.preflight", "--config", str(resolved), *options])
+            arguments, program = ["--config", str(resolved), *options], ("-m", "isthmus.launch.preflight")
+            ended = Ranks(site.ranks_per_node, arguments, program=program).run(Meeting("preflight"))
         except (KeyboardInterrupt, SignalException):
             return EXIT_INTERRUPTED
-    if code < 0:
-        name = signal.Signals(-code).name
-        print(f"isthmus: rank {rank} of {site_name(config)} ended by {name}", file=sys.stderr)
+    if ended.code < 0:
+        name = signal.Signals(-ended.code).name
+        print(f"isthmus: rank {ended.rank} of {site.name} ended by {name}", file=sys.stderr)
         return EXIT_UNFIT
-    return code
-
-
-def _take_processes(overrides: Sequence[str]) -> tuple[int, list[str]]:
-    rest = [word for word in overrides if not word.startswith(f"{_PROCESSES}=")]
-    asked = [word.partition("=")[2] for word in overrides if word.startswith(f"{_PROCESSES}=")]
-    value = asked[-1] if asked else "1"
-    if not value.isdigit() or int(value) < 1:
-        raise UserError(f"is {value!r}", where=_PROCESSES, fix="give the number of ranks, from 1")
-    return int(value), rest
+    return ended.code

@@ -1,11 +1,12 @@
 """Configuration of a preflight: `preflight.*` on the command line of `isthmus launch preflight`."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 
 from isthmus.config import key
 from isthmus.errors import UserError
-from isthmus.train.config import Config
+from isthmus.launch.sites import LaunchSite, launch_sites
+from isthmus.launch.sites_file import LaunchRunConfig
 
 
 @dataclass(kw_only=True, slots=True)
@@ -25,15 +26,31 @@ class PreflightConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class PreflightRunConfig(Config):
-    """Everything that `isthmus launch preflight` can be told: all of train, and the preflight."""
+class PreflightRunConfig(LaunchRunConfig):
+    """Everything that `isthmus launch preflight` can be told: all of launch, and the preflight."""
 
     preflight: PreflightConfig = key(PreflightConfig, "")
 
 
-def train_config(config: PreflightRunConfig) -> Config:
-    """Return what is left without the preflight's keys: the configuration, and so the run folder, of the run itself."""
-    return Config(**{field.name: getattr(config, field.name) for field in fields(Config)})
+def this_site(config: PreflightRunConfig) -> LaunchSite:
+    """Return the site that this preflight is started in; of a sites file, the one that `sites.name` names.
+
+    Raises:
+        UserError: it names none, or the launch could not be.
+    """
+    if not config.sites.at:
+        return launch_sites(config)[0]
+    name = config.sites.name
+    sites = {site.name: site for site in launch_sites(replace(config, sites=replace(config.sites, name=None)))}
+    if name is None and len(sites) == 1:
+        (name,) = sites
+    if name not in sites:
+        raise UserError(
+            "names no site of the sites file" if name else "is not given: a preflight is started in each site",
+            where="sites.name",
+            fix=f"say which one this is: {', '.join(sites)}",
+        )
+    return sites[name]
 
 
 def validate_preflight(keys: PreflightConfig) -> None:

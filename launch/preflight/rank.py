@@ -15,7 +15,7 @@ from isthmus.config import compose, load_resolved
 from isthmus.errors import EXIT_OK, UserError
 from isthmus.launch.preflight.between import Meeting, look_across
 from isthmus.launch.preflight.board import Board, site_store
-from isthmus.launch.preflight.config import PreflightConfig, PreflightRunConfig, train_config, validate_preflight
+from isthmus.launch.preflight.config import PreflightConfig, PreflightRunConfig, this_site, validate_preflight
 from isthmus.launch.preflight.observe import Clock, Rank, checkpoint_folder, marked, observe, tried
 from isthmus.processes import die_with_launcher
 from isthmus.train.command import parse
@@ -38,11 +38,12 @@ def main(argv: Sequence[str]) -> int:
         else:
             config = compose(PreflightRunConfig, "preflight", command.overrides)
         validate_preflight(config.preflight)
+        site = this_site(config)
     except UserError as error:
         if rank.rank == 0:
             print(f"isthmus: {error}", file=sys.stderr)
         return error.exit_code
-    return preflight(train_config(config), config.preflight, rank, as_json=command.json)
+    return preflight(site.config, config.preflight, rank, as_json=command.json)
 
 
 def preflight(

@@ -16,7 +16,7 @@ from typing import Any
 
 from isthmus.config import compose
 from isthmus.launch.preflight import observe
-from isthmus.launch.preflight.config import PreflightRunConfig, train_config
+from isthmus.launch.preflight.config import PreflightRunConfig, this_site
 from isthmus.launch.preflight.observe import Rank
 from isthmus.launch.preflight.rank import preflight
 from isthmus.parallelism.sites.dialing import Listener
@@ -41,7 +41,7 @@ def run_rank(rank: Rank, words: Sequence[str], *, clock: Callable[[], float]) ->
     config = compose(PreflightRunConfig, "preflight", words)
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()) as err:
-        code = preflight(train_config(config), config.preflight, rank, as_json=True, clock=clock)
+        code = preflight(this_site(config).config, config.preflight, rank, as_json=True, clock=clock)
     if rank.rank:
         return None
     assert out.getvalue(), err.getvalue()
