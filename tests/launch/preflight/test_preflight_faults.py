@@ -124,7 +124,7 @@ def test_the_command_starts_ranks_shows_a_table_and_prints_one_object(tmp_path: 
         (["preflight.probes=1"], "100 or more"),
         (["preflight.slow_rnk=0.5"], "did you mean 'preflight.slow_rank'"),
         (["preflight.asymmetry=nan"], "preflight.asymmetry"),
-        (["launch.processes=none"], "launch.processes: is 'none'"),
+        (["launch.processes=none"], "launch.processes: Value 'none'"),
         (["parallel.pipeline=3"], "launch.processes=3"),
         (["--config", "x.yaml"], "--config: is of `isthmus train`"),
     ],
