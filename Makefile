@@ -9,7 +9,7 @@ train: .venv/.core
 	$(BIN)/isthmus train experiment=smoke
 
 test: .venv/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
