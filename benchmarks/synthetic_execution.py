@@ -104,7 +104,7 @@ def verifiers(rounds: int = 12) -> dict[str, Any]:
     recipe = CodeRecipe(CodeOptions(), Context(18, lambda: iter(())))
     counts = {"right": 0, "right accepted": 0, "wrong": 0, "wrong accepted": 0}
     accepted_wrongly = []
-    limits = Limits(cpu_seconds=1, wall_seconds=20, memory_bytes=128 << 20)
+    limits = Limits(cpu_seconds=1, wall_seconds=120, memory_bytes=128 << 20)
     with Sandbox() as opened, ThreadPoolExecutor(2) as threads:
         tests = PassesTests(opened, limits)
 

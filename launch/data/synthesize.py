@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import signal
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from importlib import resources
@@ -91,6 +92,8 @@ def _samplers(config: SynthesizeConfig) -> Iterator[OpenSampler | None]:
     if GeneratorKind.checkpoint not in kinds:
         yield None
         return
+    # Megatron warns at import, once a module, that it has no transformer-engine; nothing here would use it.
+    warnings.filterwarnings("ignore", module=r"megatron\.")
     with importlib.import_module("isthmus.train.sampling").samplers() as open_sampler:
         yield open_sampler
 

@@ -92,7 +92,7 @@ def test_a_site_that_cannot_start_is_one_line_and_nothing_is_started(case: str, 
     dead = replace(sshd, port=free_port())
     changes, expected = {
         "unreachable": ({"ssh_options": dead.options}, "127.0.0.3 cannot be reached: ssh: connect to host"),
-        "no key": ({"ssh_options": sshd.without_key}, "127.0.0.3 cannot be reached: root@127.0.0.3: Permission denied"),
+        "no key": ({"ssh_options": sshd.without_key}, "@127.0.0.3: Permission denied"),
         "no folder": ({"dir": "/nowhere/at/all"}, "sites.at.two.dir: 127.0.0.3: "),
         "no isthmus": ({"python": "/nowhere/python"}, "sites.at.two.python: 127.0.0.3: "),
         "other versions": (

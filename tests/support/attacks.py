@@ -159,7 +159,7 @@ _TIME = [
         "CPU time",
         "time",
         "while True: pass",
-        limits={"wall_seconds": 10, "cpu_seconds": 1},
+        limits={"wall_seconds": 300, "cpu_seconds": 1},
         ends=("killed",),
         bare=False,
     ),

@@ -118,6 +118,8 @@ class Slurm:
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
+        for process in self._left():
+            subprocess.run(["kill", "-KILL", str(process)], capture_output=True)
 
     def _configure(self) -> None:
         ports = {name: free_port() for name in ("controller", "n1", "n2", "n3")}
@@ -155,6 +157,18 @@ class Slurm:
             ["sinfo", "--noheader", "--Node", "--format=%N %T"], env=self.environment, capture_output=True, text=True
         )
         return all(f"{node} idle" in result.stdout for node in self._nodes)
+
+    def _left(self) -> list[int]:
+        """Daemons of steps and tasks outlive slurmd."""
+        ours = f"SLURM_CONF={self.folder}/slurm.conf\0".encode()
+        found = []
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            try:
+                if ours in path.read_bytes() and int(path.parent.name) != os.getpid():
+                    found.append(int(path.parent.name))
+            except OSError:
+                continue
+        return found
 
     def _steps_of(self, node: str) -> list[int]:
         """slurmstepd and tasks leave slurmd's process group, and are no longer its children."""

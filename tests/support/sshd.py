@@ -4,7 +4,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,7 +62,8 @@ def prepare_sshd(folder: Path) -> Sshd:
         subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
     sshd = Sshd(folder, free_port(), program)
     (folder / "config").write_text(_CONFIGURATION.format(port=sshd.port, folder=folder))
-    Path("/run/sshd").mkdir(exist_ok=True)  # where it drops its privileges
+    with suppress(PermissionError):
+        Path("/run/sshd").mkdir(exist_ok=True)  # where it drops its privileges, if it has them
     return sshd
 
 

@@ -25,7 +25,7 @@ from isthmus.data.synthetic.verifiers.execution import Parses, PassesTests
 from isthmus.errors import UserError
 
 pytest.importorskip("pyflakes", reason="the linter comes with the extra `synthetic`")
-LIMITS = Limits(cpu_seconds=1, wall_seconds=20, memory_bytes=128 << 20)
+LIMITS = Limits(cpu_seconds=1, wall_seconds=120, memory_bytes=128 << 20)
 
 
 @pytest.fixture(scope="module")

@@ -77,7 +77,7 @@ def test_a_job_sees_nothing_of_another(sandbox: Sandbox) -> None:
         b"and word * 4 in map(str, "
         b"o.values() if isinstance(o, dict) else o)]\nprint(len(found))\n"
     )
-    limits = Limits(wall_seconds=20, cpu_seconds=5)
+    limits = Limits(wall_seconds=120, cpu_seconds=5)
     keeper = Job(language="python", main="a.py", files={"a.py": keeps}, stdin=secret, limits=limits)
     looker = Job(language="python", main="b.py", files={"b.py": looks}, limits=limits)
     with ThreadPoolExecutor(5) as threads:

@@ -89,7 +89,7 @@ def test_other_languages_run(sandbox: Sandbox, language: str) -> None:
 def test_limits_are_told_apart(sandbox: Sandbox) -> None:
     quick = Limits(wall_seconds=0.4)
     assert run(sandbox, "import time; time.sleep(9)", limits=quick).ended is Ended.wall_clock
-    spinning = run(sandbox, "while True: pass", limits=Limits(cpu_seconds=1))
+    spinning = run(sandbox, "while True: pass", limits=Limits(cpu_seconds=1, wall_seconds=300))
     assert (spinning.ended, spinning.code) == (Ended.killed, -signal.SIGXCPU)
     assert 0.9 < spinning.cpu_seconds < 3
     flood = run(sandbox, "print('x' * 50_000)", limits=Limits(output_bytes=1000))
