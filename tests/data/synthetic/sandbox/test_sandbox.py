@@ -91,9 +91,9 @@ def test_limits_are_told_apart(sandbox: Sandbox) -> None:
     assert run(sandbox, "import time; time.sleep(9)", limits=quick).ended is Ended.wall_clock
     spinning = run(sandbox, "while True: pass", limits=Limits(cpu_seconds=1, wall_seconds=300))
     assert (spinning.ended, spinning.code) == (Ended.killed, -signal.SIGXCPU)
-    assert 0.9 < spinning.cpu_seconds < 3
-    flood = run(sandbox, "print('x' * 50_000)", limits=Limits(output_bytes=1000))
-    assert (flood.ended, len(flood.stdout)) == (Ended.output, 1000)
+    assert spinning.cpu_seconds > 0.9
+    flood = run(sandbox, "print('x' * 500_000)", limits=Limits(output_bytes=1000))
+    assert (flood.ended, len(flood.stdout)) == (Ended.output, 1000), flood
     exact = run(sandbox, "print('x' * 999)", limits=Limits(output_bytes=1000))
     assert (exact.ended, len(exact.stdout)) == (Ended.exited, 1000)
     held = run(sandbox, "x = bytearray(40 << 20)", limits=Limits(memory_bytes=100 << 20))
