@@ -2,6 +2,7 @@
 samples."""
 
 import logging
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -160,6 +161,7 @@ class MixtureLoader:
             prefetch_factor=self._config.prefetch,
             # Its own state is bound to the number of workers; ours is a number of samples, so it need keep none.
             snapshot_every_n_steps=sys.maxsize,
+            worker_init_fn=_outlive_requests,
         )
         return iter(loader)
 
@@ -200,6 +202,20 @@ class _Steps:
         worker = get_worker_info()
         samples = self._samples[worker.id :: worker.num_workers] if worker else self._samples
         return self._reader.steps(*self._arguments, samples)
+
+
+def _outlive_requests(worker: int) -> None:
+    """Keep a worker alive through a request to stop, which schedulers send to every process of a job.
+
+    Its rank goes on to the end of the step and needs it. The second SIGTERM ends it: then it is its rank that asks.
+    """
+
+    def end_next_time(number: int, frame: Any) -> None:
+        signal.signal(number, signal.SIG_DFL)
+
+    signal.signal(signal.SIGTERM, end_next_time)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _dataset_of(steps: _Steps) -> Any:

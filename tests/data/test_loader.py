@@ -1,6 +1,9 @@
 """Batches: every rank layout serves the same samples, held-out text stays held out, state resumes exactly."""
 
 import json
+import multiprocessing
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,6 +102,18 @@ def test_labels_are_the_next_tokens(corpus: Corpus, config: DataConfig) -> None:
         assert torch.equal(batch.tokens_BS[:, 1:], batch.labels_BS[:, :-1])
         assert batch.mask_BS.sum() == batch.mask_BS.numel()
         assert batch.tokens_BS.is_contiguous()
+
+
+def test_workers_outlive_a_request_to_stop(corpus: Corpus, config: DataConfig) -> None:
+    """Slurm sends it to every process; the rank wants to finish its step."""
+    served, expected = loader(corpus, replace(config, workers=2)), loader(corpus, config)
+    assert rows(served, steps=1) == rows(expected, steps=1)
+    workers = multiprocessing.active_children()
+    assert len(workers) >= 2
+    for worker in workers:
+        for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
+            os.kill(worker.pid or 0, number)
+    assert rows(served, steps=STEPS - 1) == rows(expected, steps=STEPS - 1)
 
 
 @pytest.mark.parametrize(
