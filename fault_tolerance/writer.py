@@ -10,6 +10,7 @@ import mmap
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,8 @@ class WriterProcess:
     def close(self) -> None:
         self._process.kill()
         self._process.wait()
-        self._requests.close()
+        with suppress(OSError):  # what was still to be written to a process that is gone
+            self._requests.close()
         self._answers.close()
 
 
