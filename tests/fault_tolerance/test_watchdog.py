@@ -114,7 +114,8 @@ def test_ranks_are_asked_where_they_are_before_a_collective_gives_up(tmp_path: P
     codes, said = ranks.end()
     assert codes == [0, 0]  # it ends nothing
     assert "it seems that rank 1 hangs in phase data of step 5" in said
-    assert said.count("it seems") == 1
+    # On a busy machine the other rank may lose patience before it hears that the first one has.
+    assert said.count("it seems") in (1, 2)
     assert "in main" in ranks.log(0)
     assert ranks.outcome()["status"] == "running"
 
