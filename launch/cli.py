@@ -19,7 +19,7 @@ Verbs:
   plan     from compute, sites, links and data to a run: isthmus plan plan.flops=1e24 cluster=FILE
   checkpoint  list, verify or export what a run has saved: isthmus checkpoint list runs/NAME
   lab      several sites on this machine, over links as thin as you like: isthmus lab sync=local [overrides]
-  data     prepare, inspect or import token shards, train a tokenizer: isthmus data prepare data=FILE.yaml out=DIR
+  data     prepare, synthesize, mix, inspect or import token shards: isthmus data prepare data=FILE.yaml out=DIR
 
 `isthmus VERB --help` shows the configuration groups and keys.
 """
