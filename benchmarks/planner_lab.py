@@ -65,18 +65,18 @@ def measured(words: list[str], bandwidth: float, steps: int) -> dict[str, Any]:
 
 
 def predicted(
-    words: list[str], bandwidth: float, profile: Path, silent_step: float, carried: float
+    words: list[str], bandwidth: float, profile: Path, silent_step: float, carried: dict[str, float]
 ) -> tuple[float, float]:
     """Return (seconds of a step, utilisation), where a step of silent sites takes so long and a link carries so much.
 
     Args:
-        carried: share of the bandwidth.
+        carried: what `lab_link` returned for this bandwidth.
     """
     config = compose(PlanRunConfig, "plan", words)
     sheet, constants = read_profile(profile, CPU, constants_of(CPU))
     alone = compose(PlanRunConfig, "plan", [*words[: 1 + len(_BATCH)], "train.global_batch=8"])
     constants = fit_step(alone, shape_of_config(alone), sheet, constants, silent_step)
-    constants = replace(constants, wan_efficiency=carried)
+    constants = replace(constants, wan_efficiency=carried["efficiency"], wan_round_seconds=carried["round_seconds"])
     sites = [Site(name=name, accelerator=sheet, count=1, constants=constants) for name in ("site1", "site2")]
     link = Link(ends=("site1", "site2"), bytes_per_second=bandwidth * 1e6 / 8, rtt_seconds=_RTT_MS / 1e3)
     cluster = Cluster(sites=sites, links=[link])
@@ -109,17 +109,17 @@ def main() -> None:
     options = parser.parse_args()
     chosen = [int(number) - 1 for number in options.only.split(",")] if options.only else range(len(CONFIGURATIONS))
     rows = []
-    carried: dict[float, float] = {}
+    carried: dict[float, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         profile = options.profile or calibrated(options.model, Path(folder))
         for number in chosen:
             bandwidth, steps, method = CONFIGURATIONS[number]
             words = [f"model={options.model}", *_BATCH, *method]
-            before = silent_step(options.model)
+            before = after if rows else silent_step(options.model)
             total = measured(words, bandwidth, steps)
             after = silent_step(options.model)
             if bandwidth not in carried:
-                carried[bandwidth] = lab_link(bandwidth_mbps=bandwidth, rtt_ms=_RTT_MS)["efficiency"]
+                carried[bandwidth] = lab_link(bandwidth_mbps=bandwidth, rtt_ms=_RTT_MS)
             today = (before + after) / 2
             step, utilisation = predicted(words, bandwidth, profile, today, carried[bandwidth])
             row = {

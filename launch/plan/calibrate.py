@@ -145,7 +145,7 @@ def measure(
         measured["link"] = carried
         told = f"the lab's link carries {carried['payload_mbps']:.1f} of {link[0]:g} Mbit/s"
         console.print(f"{told}, round trip {carried['rtt_ms']:.1f} ms", highlight=False)
-        constants = replace(constants, wan_efficiency=carried["efficiency"])
+        constants = replace(constants, wan_efficiency=carried["efficiency"], wan_round_seconds=carried["round_seconds"])
     if steps:
         extra = [f"train.threads={torch.get_num_threads()}"] if device == "cpu" else []
         try:

@@ -1,7 +1,7 @@
 """A link of the lab: which share of its bandwidth a lane carries as payload, and its round trip.
 
-Both ends are processes in sites of the lab: `python -m isthmus.launch.probe.link SITE ADDRESSES BYTES STREAMS`. They
-send to each other at once, as exchanges of training do: acknowledgements of what comes share the way of what goes.
+Both ends are processes in sites of the lab: `python -m isthmus.launch.probe.link SITE ADDRESSES SMALL,LARGE STREAMS`.
+They send to each other at once, as exchanges of training do: acknowledgements of what comes share the way of what goes.
 """
 
 import json
@@ -19,25 +19,27 @@ from isthmus.parallelism.sites.dialing import Listener, Party
 from isthmus.parallelism.sites.tcp import TcpLane, connect
 
 _PORT = 29411
-_TRIPS, _ROUNDS = 5, 9
+_TRIPS, _ROUNDS = 5, 7
+_SMALL_SECONDS, _LARGE_SECONDS = 0.2, 1.2  # of sending
 _PAUSE_SECONDS = 0.1  # as a step of training leaves the link alone between two rounds
 
 
 def lab_link(
-    *, bandwidth_mbps: float, rtt_ms: float, streams: int = 4, seconds: float = 0.5, timeout_seconds: float = 120.0
+    *, bandwidth_mbps: float, rtt_ms: float, streams: int = 4, timeout_seconds: float = 120.0
 ) -> dict[str, float]:
-    """Return what a lane carries over a link of the lab: payload in Mbit/s, its share of the bandwidth, the round trip.
+    """Return what a lane carries over a link of the lab: payload in Mbit/s, its share of the bandwidth, the round trip,
+    and the seconds that every exchange takes beyond.
 
-    The payload is that of messages of so many `seconds` with pauses between them, as training sends them: TCP gives up
-    some of the link at the beginning of each, and when it looks for its round trip again.
+    Messages have pauses between them, as those of training: TCP gives up some of the link at the beginning of each, and
+    when it looks for its round trip again. Small and large ones tell what is fixed from what grows.
 
     Raises:
         UserError: network namespaces are not permitted here.
     """
-    size = int(bandwidth_mbps * 1e6 / 8 * seconds)
+    small, large = (int(bandwidth_mbps * 1e6 / 8 * seconds) for seconds in (_SMALL_SECONDS, _LARGE_SECONDS))
     links = Links.uniform(["site1", "site2"], Shape(bandwidth_mbps=bandwidth_mbps, rtt_ms=rtt_ms))
     network = ShapedNetwork(links)
-    words = [",".join(network.addresses), str(size), str(streams)]
+    words = [",".join(network.addresses), f"{small},{large}", str(streams)]
     processes: list[subprocess.Popen[bytes]] = []
     with tempfile.TemporaryFile() as first, tempfile.TemporaryFile() as second:
         try:
@@ -56,18 +58,22 @@ def lab_link(
         for output in (first, second):
             output.seek(0)
             measured.append(json.loads(output.read().strip().splitlines()[-1]))
-    mbps = size * 8 / 1e6 / max(one["seconds"] for one in measured)
+    seconds = [max(one[name] for one in measured) for name in ("small", "large")]
+    rtt = max(one["rtt"] for one in measured)
+    rate = (large - small) / max(seconds[1] - seconds[0], 1e-9)
+    mbps = rate * 8 / 1e6
     return {
         "asked_mbps": bandwidth_mbps,
         "asked_rtt_ms": rtt_ms,
         "payload_mbps": mbps,
         "efficiency": min(1.0, mbps / bandwidth_mbps),
-        "rtt_ms": max(one["rtt"] for one in measured) * 1e3,
+        "rtt_ms": rtt * 1e3,
+        "round_seconds": max(0.0, seconds[0] - small / rate - rtt / 2),
     }
 
 
-def _exchange(site: int, addresses: Sequence[str], size: int, streams: int) -> dict[str, float]:
-    """Return the seconds of an exchange of `size` bytes each way, and of an empty one, there and back."""
+def _exchange(site: int, addresses: Sequence[str], sizes: Sequence[int], streams: int) -> dict[str, float]:
+    """Return the median seconds of an exchange of a small and of a large message each way, and of a round trip."""
     listener = Listener.open(host=addresses[site], port_range=(_PORT, _PORT))
     party = Party(site=site, names=["site1", "site2"], lane=0, hello=b"", token=b"", streams=streams, buffer_bytes=None)
     settings = LaneConfig()
@@ -81,17 +87,27 @@ def _exchange(site: int, addresses: Sequence[str], size: int, streams: int) -> d
         wait_seconds=60.0,
     )
     try:
-        # Both begin at the same time, as soon as the last message of the other has come: half a round trip later.
-        half = min(_seconds(lane, tag, b"") for tag in range(_TRIPS))
-        seconds = []
-        for tag in range(_TRIPS, _TRIPS + 2 * _ROUNDS, 2):
-            time.sleep(_PAUSE_SECONDS)
-            _seconds(lane, tag, b"")
-            seconds.append(_seconds(lane, tag + 1, bytes(size)))
-        return {"seconds": statistics.median(seconds[1:]) - half, "rtt": 2 * half}
+        rtt = min(_round_trip(lane, tag) for tag in range(_TRIPS))
+        seconds: dict[int, list[float]] = {size: [] for size in sizes}
+        for tag in range(_TRIPS, _TRIPS + 4 * _ROUNDS, 4):
+            for number, size in enumerate(sizes):
+                time.sleep(_PAUSE_SECONDS)
+                _seconds(lane, tag + 2 * number, b"")  # so that both begin together
+                seconds[size].append(_seconds(lane, tag + 2 * number + 1, bytes(size)))
+        small, large = (statistics.median(seconds[size][1:]) for size in sizes)
+        return {"small": small, "large": large, "rtt": rtt}
     finally:
         lane.close()
         listener.close()
+
+
+def _round_trip(lane: TcpLane, tag: int) -> float:
+    """Site 0 measures; the other answers when it has heard."""
+    if lane.site == 0:
+        return _seconds(lane, tag, b"")
+    lane.take(0, tag)
+    lane.exchange(tag, {0: b""})
+    return 0.0
 
 
 def _seconds(lane: TcpLane, tag: int, message: bytes) -> float:
@@ -102,4 +118,5 @@ def _seconds(lane: TcpLane, tag: int, message: bytes) -> float:
 
 if __name__ == "__main__":
     _, place, where, amount, count = sys.argv
-    print(json.dumps(_exchange(int(place), where.split(","), int(amount), int(count))))
+    amounts = [int(size) for size in amount.split(",")]
+    print(json.dumps(_exchange(int(place), where.split(","), amounts, int(count))))

@@ -48,6 +48,7 @@ def round_seconds(
     slowest = max(part / (link.bytes_per_second * carried) for link in cluster.links)
     slow = max(_slow_start(link, part / phases, idle_seconds, lanes) for link in cluster.links)
     latency = max(link.rtt_seconds for link in cluster.links) / 2
+    latency += max(site.measured.wan_round_seconds for site in cluster.sites)
     return slowest, phases * slow, phases * latency
 
 
