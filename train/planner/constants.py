@@ -28,9 +28,7 @@ class Constants:
     step_seconds: float  # per optimizer step: the loop, the loss scale, the gradient norm's round trip
     # Of a link between sites: headers of TCP and IP take 52 of 1,500 bytes, congestion control leaves some unused.
     wan_efficiency: float = 0.95
-    wan_round_seconds: float = (
-        0.0  # of an exchange, beyond half a round trip: threads, windows that open again
-    )
+    wan_round_seconds: float = 0.0  # of an exchange, beyond half a round trip: threads, windows that open again
     source: str
 
 
