@@ -62,7 +62,7 @@ def account(mixture: Mixture, synthetic: Mapping[str, bool], real_floor: float) 
     bounds = sorted({max(0, min(phase.start, mixture.samples)) for phase in mixture.phases} | {mixture.samples})
     for phase, (start, stop) in zip(mixture.phases, itertools.pairwise(bounds), strict=False):
         counts = order.counts(start, stop)
-        asked = _shares(mixture, phase.weights, stop - start)
+        asked = _shares(mixture, phase.weights, stop - start, order.counts(0, start))
         served = _served(mixture, counts, asked)
         inside = [segment for segment in segments if start <= segment.start < stop]
         phases.append(
@@ -124,8 +124,8 @@ def _served(mixture: Mixture, counts: Mapping[str, int], asked: Mapping[str, flo
     }
 
 
-def _shares(mixture: Mixture, weights: Mapping[str, float], samples: int) -> dict[str, float]:
-    found = mixture.weights(weights, samples)
+def _shares(mixture: Mixture, weights: Mapping[str, float], samples: int, given: Mapping[str, int]) -> dict[str, float]:
+    found = mixture.weights(weights, samples, given)
     total = sum(found.values()) or 1.0
     return {name: weight / total for name, weight in found.items()}
 

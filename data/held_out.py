@@ -27,11 +27,10 @@ def choose_held_out(parts: Sequence[Part], wanted: int, reader: Reader) -> list[
         return []
     documents = _Documents(parts, reader)
     try:
-        runs = _spread(documents, wanted) or _one(documents)
+        runs = _spread(documents, wanted) or [_one(documents, wanted)]
     except BadRead as error:
         raise UserError(str(error), where="held-out documents", fix="copy the data anew") from None
-    # What is left is a source of one document, which is cut inside it.
-    return documents.extents(runs or [(documents.tokens - wanted, documents.tokens)])
+    return documents.extents(runs)
 
 
 def without(parts: Sequence[Part], held_out: Sequence[Extent]) -> list[Extent]:
@@ -95,8 +94,8 @@ def _spread(documents: _Documents, wanted: int) -> list[Run]:
     return runs
 
 
-def _one(documents: _Documents) -> list[Run]:
-    """Return the shortest of a few documents, which are all long, unless it is most of the source."""
+def _one(documents: _Documents, wanted: int) -> Run:
+    """Return the shortest of a few documents, which are all long; of one far longer than what is wanted, the end."""
     found = [documents.around((2 * place + 1) * documents.tokens // (2 * _PLACES)) for place in range(_PLACES)]
     first, last = min(found, key=lambda run: run[1] - run[0])
-    return [(first, last)] if 2 * (last - first) <= documents.tokens else []
+    return (first, last) if last - first <= 2 * wanted else (last - wanted, last)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from isthmus.data.admission import check_real_rest
 from isthmus.data.audit import Journal
 from isthmus.data.batches import BatchReader, Cutting, Microbatch, make_microbatches
 from isthmus.data.config import DataConfig
@@ -133,17 +134,21 @@ class MixtureLoader:
         """Go on from a state.
 
         Raises:
-            UserError: a source's content, the seed or the sequence length is not what the run began with.
+            UserError: a source's content, the seed or the sequence length is not what the run began with, or an edited
+                mixture has too little real data from here on.
         """
         self._samples = int(state["samples"])
         self.log = PhaseLog.load(state["log"])
         before = self.log.entries[-1].fingerprint
-        if self.log.go_on(self._mixture, self._samples):
+        edited = self.log.go_on(self._mixture, self._samples)
+        self.order = self.log.order()
+        if edited:
+            synthetic = {name: source.synthetic for name, source in self._corpus.sources.items()}
+            check_real_rest(self._mixture, self.order, self._samples, synthetic, self._config.real_floor)
             self._tell(
                 f"the mixture was edited: from sample {self._samples} on it is {self._mixture.fingerprint}, "
                 f"before it was {before}"
             )
-        self.order = self.log.order()
         self._steps = None
         self.skip_samples(range(start, stop) for start, stop in state.get("skip", []))
 

@@ -104,10 +104,12 @@ class Mixture:
         return planned
 
     def _segment(self, phase: Phase, first: int, stop: int, given: Mapping[str, int]) -> tuple[Segment, int]:
-        left = {name: None if source.cap is None else source.cap - given[name] for name, source in self.sources.items()}
-        weights = self.weights(phase.weights, stop - first)
+        most = {name: self._most(source) for name, source in self.sources.items()}
+        left = {name: None if count is None else max(0, count - given[name]) for name, count in most.items()}
+        weights = self.weights(phase.weights, stop - first, given)
         open_to = {name: weight for name, weight in weights.items() if weight > 0 and left[name] != 0}
-        shares, capped = fill(open_to, {name: left[name] for name in open_to}, stop - first, phase.name)
+        limit = "unimax_epochs or max_epochs" if self.mixing is Mixing.unimax else "max_epochs"
+        shares, capped = fill(open_to, {name: left[name] for name in open_to}, stop - first, phase.name, limit)
         quotas = quotas_of(shares, capped=capped)
         turns = Order(self.shapes, [Segment(0, quotas)], 0)
         until = stop
@@ -116,20 +118,39 @@ class Mixture:
                 until = min(until, first + _samples_until(turns, name, allowed, stop - first))
         return Segment(first, quotas, phase.name), until
 
-    def weights(self, of_phase: Mapping[str, float], samples: int) -> dict[str, float]:
-        """Return the relative shares that sources ask for in a phase of so many samples, before any cap."""
+    def _most(self, source: MixSource) -> int | None:
+        """Return the most windows that a source may give in the run."""
+        if self.mixing is not Mixing.unimax:
+            return source.cap
+        own = math.floor(Fraction(str(self.unimax_epochs)) * source.shape.windows)
+        return own if source.cap is None else min(own, source.cap)
+
+    def weights(
+        self, of_phase: Mapping[str, float], samples: int, given: Mapping[str, int] | None = None
+    ) -> dict[str, float]:
+        """Return the relative shares that sources ask for in a phase of so many samples, before any cap.
+
+        Args:
+            given: the windows that each source has given before the phase, which count for unimax.
+        """
         own = {name: of_phase.get(name, source.weight) for name, source in self.sources.items()}
         tokens = {name: source.shape.windows * self.window_tokens for name, source in self.sources.items()}
         if self.mixing is Mixing.temperature:
             return {name: weight * tokens[name] ** (1 / self.temperature) for name, weight in own.items()}
         if self.mixing is Mixing.unimax:
             taking_part = {name: tokens[name] for name, weight in own.items() if weight > 0}
-            return dict.fromkeys(own, 0.0) | unimax(taking_part, samples * self.window_tokens, self.unimax_epochs)
+            before = {name: count * self.window_tokens for name, count in (given or {}).items()}
+            budget = samples * self.window_tokens
+            return dict.fromkeys(own, 0.0) | unimax(taking_part, budget, self.unimax_epochs, before)
         return own
 
 
 def fill(
-    weights: Mapping[str, float], left: Mapping[str, int | None], samples: int, phase: str = ""
+    weights: Mapping[str, float],
+    left: Mapping[str, int | None],
+    samples: int,
+    phase: str = "",
+    limit: str = "max_epochs",
 ) -> tuple[dict[str, Fraction], frozenset[str]]:
     """Return each source's share of some samples, and which sources give all that is left of them.
 
@@ -143,9 +164,9 @@ def fill(
     if len(bounded) == len(left) and sum(bounded) < samples:
         parts = " + ".join(f"{name} {left[name]:,}" for name in left) or "none"
         raise UserError(
-            f"needs {samples:,} samples, and max_epochs leaves {sum(bounded):,} ({parts})",
+            f"needs {samples:,} samples, and {limit} leaves {sum(bounded):,} ({parts})",
             where=f"data.phases ({phase})" if phase else "data.sources",
-            fix="raise max_epochs, add data or shorten the run",
+            fix=f"raise {limit}, add data or shorten the run",
         )
     shares: dict[str, Fraction] = {}
     open_to, rest = dict(weights), Fraction(samples)
@@ -162,14 +183,17 @@ def fill(
             return shares, frozenset(shares)
 
 
-def unimax(tokens: Mapping[str, int], budget: int, epochs: float) -> dict[str, float]:
+def unimax(
+    tokens: Mapping[str, int], budget: int, epochs: float, before: Mapping[str, int] | None = None
+) -> dict[str, float]:
     """Return the tokens that each source gives: smallest first, an equal share of what is left of the budget each, but
-    at most `epochs` of its own (UniMax, arXiv 2304.09151, algorithm 1).
+    with what it has given `before` at most `epochs` of its own (UniMax, arXiv 2304.09151, algorithm 1).
     """
+    left = {name: max(0.0, epochs * count - (before or {}).get(name, 0)) for name, count in tokens.items()}
     given: dict[str, float] = {}
     rest = float(budget)
-    for number, name in enumerate(sorted(tokens, key=lambda name: (tokens[name], name))):
-        given[name] = min(rest / (len(tokens) - number), epochs * tokens[name])
+    for number, name in enumerate(sorted(tokens, key=lambda name: (left[name], name))):
+        given[name] = min(rest / (len(tokens) - number), left[name])
         rest -= given[name]
     return given
 

@@ -43,8 +43,6 @@ FREE = (
     "data.check_blocks",
     "data.max_bad_windows",
     "data.log_samples",
-    "data.benchmarks",
-    "data.benchmark_ngram",
     "sync.verify_every",
 )
 

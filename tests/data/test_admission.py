@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from isthmus.data.accounting import account
-from isthmus.data.admission import Benchmarks, check_real_share
+from isthmus.data.admission import Benchmarks, check_real_rest, check_real_share
 from isthmus.data.config import DataConfig, DataKind, SourceConfig
 from isthmus.data.corpus import build_corpus
 from isthmus.data.dedup.benchmarks import benchmark_hashes
 from isthmus.data.mixture import MixSource, Mixture, Phase
 from isthmus.data.order import Shape
+from isthmus.data.phases import PhaseLog
 from isthmus.data.shards.imports import import_shards
 from isthmus.data.shards.index import write_index
 from isthmus.errors import UserError
@@ -37,6 +38,22 @@ def test_the_floor_holds_in_every_phase() -> None:
     with pytest.raises(UserError, match=r"main has 30\.0% real data"):
         check_real_share(account(mixture(0.7, 0.1), synthetic, 0.5), synthetic, 0.5)
     check_real_share(account(mixture(0.7, 0.9), synthetic, 0.0), synthetic, 0.0)
+
+
+def test_an_edited_mixture_is_looked_at_from_where_it_takes_over() -> None:
+    synthetic = {"made": True, "real": False}
+
+    def check(edited: Mixture, sample: int) -> None:
+        log = PhaseLog.begin(mixture(0.3, 0.3))
+        assert log.go_on(edited, sample)
+        check_real_rest(edited, log.order(), sample, synthetic, 0.5)
+
+    check(mixture(0.5, 0.5), 9)  # 45 of 91: an odd sample is no reason to refuse
+    check(mixture(0.9, 0.5), 100)  # what is over is not asked about
+    with pytest.raises(UserError, match=r"main from sample 9 on has 39\.6% real data"):
+        check(mixture(0.6, 0.5), 9)
+    with pytest.raises(UserError, match=r"anneal from sample 100 on has 40\.0% real data"):
+        check(mixture(0.5, 0.6), 9)
 
 
 def dataset(folder: Path, kinds: dict[str, str], decontaminated: dict[str, list[str]]) -> Path:

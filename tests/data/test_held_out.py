@@ -41,10 +41,10 @@ def test_the_two_are_whole_documents_and_together_everything(
     assert [0, *(stop for _, stop in ranges)] == [*(start for start, _ in ranges), source.tokens]
     documents = [length for shard in shards for length in shard if length]
     bounds = set(np.cumsum([0, *documents]).tolist())
-    if max(documents) * 2 <= source.tokens:
+    assert len(held_out) <= 2 * wanted
+    if max(documents) < 2 * wanted:
         assert {start for start, _ in places(source, held_out)} <= bounds
         assert {stop for _, stop in places(source, held_out)} <= bounds
-        assert len(held_out) <= wanted + max(documents)
 
 
 def test_documents_come_from_everywhere_and_are_as_many_as_asked(tmp_path: Path) -> None:
@@ -69,6 +69,14 @@ def test_a_source_of_one_document_is_cut_inside_it(tmp_path: Path) -> None:
     train.read([80], rows)
     assert rows[0].tolist() == [*range(80, 93), *range(27)]
     assert [(span.start, span.stop) for span in train.documents(80, 5)] == [(0, 93)]
+
+
+def test_no_more_is_held_out_where_documents_are_few_and_long(tmp_path: Path) -> None:
+    source = source_of(tmp_path, [[100, 60], [80]])
+    _, held_out = source.split(7)
+    assert places(source, held_out) == [(153, 160)]  # the end of the shortest
+    _, held_out = source.split(30)
+    assert places(source, held_out) == [(100, 160)]  # which is near enough to what is wanted to be left whole
 
 
 def test_a_damaged_index_is_refused(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from isthmus.data.accounting import account
 from isthmus.data.audit import Journal, attempts, audit
 from isthmus.data.config import DataConfig, PhaseConfig, SourceConfig
 from isthmus.data.corpus import Corpus, build_corpus
@@ -178,6 +179,29 @@ def test_an_edited_mixture_begins_at_the_current_sample(corpus: Corpus, config: 
     again = loader(corpus, replace(config, sources=sources))
     again.load_state_dict(edited.state_dict())
     assert len(again.log.entries) == 2
+
+
+def test_the_real_floor_holds_for_what_is_left_to_an_edited_mixture(corpus: Corpus, config: DataConfig) -> None:
+    """The real source has given nearly all that its cap allows, which a plan from the first sample does not know."""
+    corpus = replace(corpus, sources=corpus.sources | {"second": replace(corpus.sources["second"], made=True)})
+    capped = replace(config.sources["first"], max_epochs=1.0)
+    made = replace(config.sources["second"], max_epochs=None)
+    epoch = corpus.sources["first"].train.windows(SEQUENCE)
+
+    def mixed(first: float, second: float, floor: float = 0.5) -> DataConfig:
+        sources = {"first": replace(capped, weight=first), "second": replace(made, weight=second)}
+        return replace(config, sources=sources, real_floor=floor)
+
+    steps = epoch // BATCH
+    state = loader(corpus, mixed(99, 1), steps=steps).state_dict() | {"samples": (steps - 1) * BATCH}
+    edited = mixed(1, 1)
+    plan = validate_corpus(
+        corpus, edited, sequence_length=SEQUENCE, global_batch=BATCH, steps=2 * steps, seed=5, held_out=True
+    )
+    assert account(plan, {"second": True}, 0.5).phases[0].real_share({"second": True}) >= 0.5
+    with pytest.raises(UserError, match=r"data.real_floor: whole run from sample \d+ on has .* \(synthetic: second\)"):
+        loader(corpus, edited, steps=2 * steps).load_state_dict(state)
+    loader(corpus, mixed(1, 1, floor=0.0), steps=2 * steps).load_state_dict(state)
 
 
 def test_a_longer_run_of_the_same_mixture_is_no_edit(corpus: Corpus, config: DataConfig) -> None:

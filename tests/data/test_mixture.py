@@ -91,6 +91,21 @@ def test_unimax_is_equal_until_the_cap() -> None:
     assert served(mixture(sources, 270, mixing=Mixing.unimax)) == {"a": 40, "b": 115, "c": 115}
 
 
+def test_unimax_epochs_are_those_of_the_run() -> None:
+    assert unimax({"a": 10, "b": 100}, 100, 4, {"a": 30, "b": 0}) == {"a": 10, "b": 90}
+    sources = {"a": source(10), "b": source(100), "c": source(1_000)}
+    phases = [Phase("one", 0, 90), Phase("two", 90, None)]
+    mix = mixture(sources, 270, phases, mixing=Mixing.unimax)
+    assert served(mix, 0, 90) == {"a": 30, "b": 30, "c": 30}
+    assert served(mix, 90) == {"a": 10, "b": 85, "c": 85}
+    assert [phase.sources["a"].asked for phase in account(mix, {}, 0).phases] == pytest.approx([1 / 3, 10 / 180])
+    log = PhaseLog.begin(mixture(sources, 270, phases, mixing=Mixing.unimax))
+    assert log.go_on(mixture(sources, 400, mixing=Mixing.unimax), 90)
+    assert log.order().counts(0, 400)["a"] == 40
+    with pytest.raises(UserError, match=r"needs 41 samples, and unimax_epochs or max_epochs leaves 40 \(a 40\)"):
+        mixture({"a": source(10)}, 41, mixing=Mixing.unimax).segments()
+
+
 def test_repetition_is_worth_what_the_paper_says() -> None:
     assert effective_tokens(100, 100) == 100
     # 4 epochs: R = 3, 1 - exp(-3 / 15.387756) = 0.177134, and 1 + 15.387756 x 0.177134 = 3.72567.

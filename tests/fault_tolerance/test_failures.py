@@ -166,6 +166,7 @@ def test_configuration_keys_are_forbidden_bending_or_free() -> None:
     assert compare_config(before, before | {"model.name": "b", "data.cache_dir": "y", "parallel.tensor": 2}) == []
     assert compare_config(before, before | {"optim.learning_rate": 2.0}) == ["optim.learning_rate"]
     assert compare_config(before, before | {"data.sources.web.weight": 3}) == ["data.sources.web.weight"]
+    assert compare_config(before | {"data.benchmarks": ["b"]}, before) == ["data.benchmarks"]
     for name, value in (("model.num_layers", 5), ("train.seed", 2), ("data.packing", "best_fit")):
         with pytest.raises(UserError, match=name):
             compare_config(before, before | {name: value})
