@@ -109,6 +109,7 @@ def main() -> None:
     options = parser.parse_args()
     chosen = [int(number) - 1 for number in options.only.split(",")] if options.only else range(len(CONFIGURATIONS))
     rows = []
+    after = 0.0  # seconds of a silent step after the last run, and so before the next
     carried: dict[float, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         profile = options.profile or calibrated(options.model, Path(folder))
