@@ -154,7 +154,7 @@ def _read_tasks(path: Path) -> list[Item]:
     except (OSError, ValueError) as error:
         raise UserError(f"cannot be read: {error}", where=f"data.options.tasks={path}", fix="give JSON lines") from None
     parent = f"{path.name}#{hashlib.blake2b(content, digest_size=8).hexdigest()}"
-    items, names = [], set()
+    items, names = [], set[str]()
     for number, row in enumerate(rows, start=1):
         where = f"{path}:{number}"
         if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in ("question", "function")):

@@ -162,7 +162,7 @@ def _read_programs(path: Path) -> list[tuple[str, str, str, list[str], str]]:
     except (OSError, ValueError) as error:
         raise UserError(f"cannot be read: {error}", where=where, fix="give JSON lines") from None
     parent = f"{path.name}#{hashlib.blake2b(content, digest_size=8).hexdigest()}"
-    found, names = [], set()
+    found, names = [], set[str]()
     for number, row in enumerate(rows, start=1):
         given = row.get("inputs") if isinstance(row, dict) else None
         if not isinstance(given, list) or not all(isinstance(text, str) for text in given):
