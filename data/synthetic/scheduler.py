@@ -19,7 +19,7 @@ from typing import Any
 from isthmus.data.synthetic.budget import Budget
 from isthmus.data.synthetic.journal import Answer, Journal, Refused
 from isthmus.data.synthetic.journey import Ask, Check, Journey
-from isthmus.data.synthetic.protocols import Completion, Generator, Request, Unanswerable, Verdict
+from isthmus.data.synthetic.protocols import Generator, Request, Unanswerable, Verdict
 from isthmus.data.synthetic.sandbox.slot import SandboxFailed
 from isthmus.errors import UserError
 

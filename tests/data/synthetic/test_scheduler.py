@@ -175,7 +175,8 @@ def test_when_one_gives_up_the_others_are_written_down_first(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("budget", "most"), [(BudgetConfig(requests=7), 7), (BudgetConfig(tokens=1024 + 60), 0), (BudgetConfig(tokens=5), 0)]
+    ("budget", "most"),
+    [(BudgetConfig(requests=7), 7), (BudgetConfig(tokens=1024 + 60), 0), (BudgetConfig(tokens=5), 0)],
 )
 def test_a_budget_is_never_passed_and_a_larger_one_goes_on(budget: BudgetConfig, most: int, tmp_path: Path) -> None:
     generator = Echo(4)
@@ -211,7 +212,9 @@ def test_what_finds_no_room_waits_for_the_answers_under_way(parallel: int, batch
 
 
 @pytest.mark.parametrize("quick", [False, True])
-def test_a_verifier_that_fails_costs_one_candidate(quick: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_verifier_that_fails_costs_one_candidate(
+    quick: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def check(self: Even, item: Item, candidate: Candidate) -> Verdict:
         if item.id == "2":
             raise RecursionError("too deep")
