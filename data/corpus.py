@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from isthmus.data.admission import Benchmarks
 from isthmus.data.config import DataConfig, DataKind, Mixing, Packing, SourceConfig
-from isthmus.data.documents import Document, read_source, split_held_out
+from isthmus.data.documents import Document, is_synthetic, read_source, split_held_out
 from isthmus.data.mixture import MixSource, Mixture, phases_of
 from isthmus.data.order import Shape
 from isthmus.data.packed import PackedStream
@@ -236,7 +236,8 @@ def _of_text(
         for name, (train, held_out) in splits.items():
             stream, digest = _tokens(train, tokenizer, cache)
             kept, _ = _tokens(held_out, tokenizer, cache)
-            sources[name] = Source(name, config.sources[name], stream, kept, digest)
+            made = is_synthetic(config.sources[name].path)
+            sources[name] = Source(name, config.sources[name], stream, kept, digest, made)
     except OSError as error:
         raise _unwritable(error) from None
     return Corpus(sources, vocab_size, getattr(tokenizer, "end", END_ID), tokenizer)

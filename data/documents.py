@@ -13,6 +13,7 @@ from importlib import resources
 from inspect import cleandoc
 from pathlib import Path
 
+from isthmus.data.shards.manifest import is_synthetic_text
 from isthmus.data.synthetic import arithmetic
 from isthmus.errors import UserError
 
@@ -52,6 +53,12 @@ def read_source(name: str, path: str | None) -> list[Document]:
     return sorted(documents, key=lambda document: document.identity)
 
 
+def is_synthetic(path: str | None) -> bool:
+    """Say whether any of a source's files lies where `isthmus data synthesize` writes."""
+    by_folder = {file.parent: file for file in _files(path)} if path is not None else {}
+    return any(is_synthetic_text(file) for file in by_folder.values())
+
+
 def split_held_out(documents: list[Document], fraction: float) -> tuple[list[Document], list[Document]]:
     """Split whole documents into (train, held out): the lowest hashes are held out, about `fraction` of the bytes.
 
@@ -75,11 +82,7 @@ def split_held_out(documents: list[Document], fraction: float) -> tuple[list[Doc
 
 
 def _read_path(path: str, where: str) -> Iterator[Document]:
-    root = Path(path).expanduser()
-    if root.is_dir():
-        files = sorted(file for file in root.rglob("*") if file.suffix in TEXT_SUFFIXES)
-    else:
-        files = sorted(Path(match) for match in glob.glob(str(root), recursive=True))
+    root, files = Path(path).expanduser(), _files(path)
     # Identities are relative to what is fixed of the path, so that they are unique and do not name the machine.
     base = root if root.is_dir() else _fixed_part(root)
     if not files:
@@ -94,6 +97,13 @@ def _read_path(path: str, where: str) -> Iterator[Document]:
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"cannot be read: {error}", where=str(file), fix="it must be UTF-8 text") from None
         yield from _parse(file, text, identity=file.relative_to(base).as_posix())
+
+
+def _files(path: str) -> list[Path]:
+    root = Path(path).expanduser()
+    if root.is_dir():
+        return sorted(file for file in root.rglob("*") if file.suffix in TEXT_SUFFIXES)
+    return sorted(Path(match) for match in glob.glob(str(root), recursive=True))
 
 
 def _fixed_part(pattern: Path) -> Path:

@@ -9,18 +9,21 @@ from isthmus.data.tokenizers import TextTokenizer, load_text_tokenizer, of_conte
 from isthmus.errors import UserError
 
 
-def tokenizer_of_run(config: DataConfig, vocab_size: int, fingerprints: Mapping[str, str]) -> TextTokenizer:
+def tokenizer_of_run(
+    config: DataConfig, vocab_size: int, fingerprints: Mapping[str, str], *, sequence_length: int
+) -> TextTokenizer:
     """Return the tokenizer of a run's texts or shards.
 
     Args:
         fingerprints: of the run's sources, as it read them.
+        sequence_length: of the run's samples, on which the fingerprint of packed windows depends.
 
     Raises:
         UserError: a source cannot be read any more, holds something else now, or nothing says how it was tokenized.
     """
     if config.tokenizer:
         return load_text_tokenizer(config.tokenizer)
-    corpus = build_corpus(config, vocab_size)
+    corpus = build_corpus(config, vocab_size, sequence_length)
     for name, source in corpus.sources.items():
         if fingerprints.get(name, source.fingerprint) != source.fingerprint:
             raise UserError(

@@ -14,7 +14,7 @@ from isthmus.data.held_out import choose_held_out, without
 from isthmus.data.packed import PackedStream, Table
 from isthmus.data.reading import BlockHashes, File, Reader, read_whole
 from isthmus.data.shards.index import DTYPES, HEADER, MAGIC
-from isthmus.data.shards.manifest import DATASET_MANIFEST, FORMAT, SHARD_SUFFIX
+from isthmus.data.shards.manifest import DATASET_MANIFEST, FORMAT, SHARD_SUFFIX, is_synthetic_shard
 from isthmus.data.streams import Extent, Part, ShardStream, Stream
 from isthmus.errors import UserError
 
@@ -96,8 +96,9 @@ def open_shards(
             where=f"{where}.path",
             fix=f"`isthmus data import` it, and `isthmus data pack DIR sequence_length={packed_for}`",
         )
-    part, fingerprint = _bare(_prefix(Path(path).expanduser()))
-    return ShardSource([part], reader, fingerprint)
+    prefix = _prefix(Path(path).expanduser())
+    part, fingerprint = _bare(prefix)
+    return ShardSource([part], reader, fingerprint, synthetic=is_synthetic_shard(prefix))
 
 
 def _open_dataset(path: str, only: str | None, reader: Reader, where: str, packed_for: int | None) -> ShardSource:

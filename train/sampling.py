@@ -159,7 +159,9 @@ def _open(path: str, groups: object) -> CheckpointSampler:
         reader = Reader(found.folder, manifest)
         sources = reader.state(0)["parts"]["loader"]["log"][-1]["mixture"]["sources"]
         fingerprints = {name: str(source[0]) for name, source in sources.items()}
-        tokenizer = tokenizer_of_run(config.data, config.model.vocab_size, fingerprints)
+        tokenizer = tokenizer_of_run(
+            config.data, config.model.vocab_size, fingerprints, sequence_length=config.train.sequence_length
+        )
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model = InferenceModel(
             config.model,

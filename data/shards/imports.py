@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from isthmus.data.shards.manifest import (
     DATASET_MANIFEST,
     DatasetManifest,
     ShardManifest,
+    is_synthetic_shard,
     listed,
     record_file,
     write_dataset_manifest,
@@ -21,6 +23,8 @@ from isthmus.errors import UserError
 
 def import_shards(prefixes: Sequence[Path], out: Path, *, source: str, tokenizer: dict[str, Any]) -> DatasetManifest:
     """Write manifests for `.bin`/`.idx` pairs into `out`; they keep their place and are named by relative path.
+
+    What a manifest beside one of them calls synthetic makes the source synthetic.
 
     Raises:
         UserError: a pair is missing or damaged, `out` holds a dataset already, or no prefix is given.
@@ -55,6 +59,8 @@ def import_shards(prefixes: Sequence[Path], out: Path, *, source: str, tokenizer
     for shard_manifest in shards:
         write_shard_manifest(out, shard_manifest)
     manifest = dataset_manifest(shards, config="imported", tokenizer=tokenizer)
+    if any(is_synthetic_shard(prefix) for prefix in prefixes):
+        manifest = replace(manifest, kinds={source: "synthetic"})
     write_dataset_manifest(out, manifest)
     return manifest
 

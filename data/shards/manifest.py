@@ -136,6 +136,35 @@ def read_dataset_manifest(folder: Path) -> DatasetManifest:
         raise UserError(f"is no dataset manifest: {error}", where=str(path), fix="prepare the data anew") from None
 
 
+def is_synthetic_shard(prefix: Path) -> bool:
+    """Say whether the dataset beside a shard's files, if there is one, calls its source synthetic."""
+    manifest = _beside(prefix)
+    return manifest is not None and any(
+        manifest.kinds.get(entry["source"]) == "synthetic"
+        for entry in manifest.shards
+        if any(record["name"] == f"{prefix.name}.bin" for record in entry["files"])
+    )
+
+
+def is_synthetic_text(file: Path) -> bool:
+    """Say whether a text file lies where `isthmus data synthesize` writes: beside its plan or its dataset."""
+    manifest = _beside(file)
+    if manifest is not None:
+        return "synthetic" in manifest.kinds.values()
+    try:
+        return set(json.loads((file.parent / "plan.json").read_text("utf-8"))) == {"hash"}
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _beside(file: Path) -> DatasetManifest | None:
+    """Return the manifest of the dataset in a file's folder; None where there is none of ours."""
+    try:
+        return read_dataset_manifest(file.parent)
+    except UserError:
+        return None
+
+
 def damaged_files(folder: Path, manifest: ShardManifest) -> Iterator[str]:
     """Yield one line for every file of a shard that is not what its manifest says, and where it differs."""
     for record in manifest.files:

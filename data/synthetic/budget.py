@@ -4,8 +4,8 @@ import threading
 from collections.abc import Mapping
 
 from isthmus.data.synthetic.config import BudgetConfig, GeneratorConfig
-from isthmus.data.synthetic.journal import Spent
-from isthmus.data.synthetic.protocols import Completion, Request
+from isthmus.data.synthetic.journal import Answer, Spent
+from isthmus.data.synthetic.protocols import Request
 
 CHARACTERS_PER_TOKEN = 3.0  # on the safe side for English text and for code; settled by what the server counted
 
@@ -39,14 +39,12 @@ class Budget:
                 self._cost += cost
             return fits
 
-    def settle(self, generator: str, request: Request, answer: Completion | None) -> float:
-        """Replace what was set aside by what it took (nothing, if it was refused); return the cost."""
+    def settle(self, generator: str, request: Request, answer: Answer) -> float:
+        """Replace what was set aside by what it took (mostly nothing, if it was refused); return the cost."""
         tokens, cost = self._most(generator, request)
         price = self._generators[generator]
-        used, paid = 0, 0.0
-        if answer is not None:
-            used = answer.prompt_tokens + answer.completion_tokens
-            paid = (answer.prompt_tokens * price.prompt_price + answer.completion_tokens * price.completion_price) / 1e6
+        used = answer.prompt_tokens + answer.completion_tokens
+        paid = (answer.prompt_tokens * price.prompt_price + answer.completion_tokens * price.completion_price) / 1e6
         with self._lock:
             self._tokens += used - tokens
             self._cost += paid - cost

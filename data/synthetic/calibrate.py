@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from isthmus.data.synthetic.budget import Budget
-from isthmus.data.synthetic.journal import Journal
+from isthmus.data.synthetic.journal import Journal, calibration_journal, spent_in
 from isthmus.data.synthetic.journey import Journey, Rules, judging
 from isthmus.data.synthetic.plan import Plan
-from isthmus.data.synthetic.protocols import Item
+from isthmus.data.synthetic.protocols import Item, digest
 from isthmus.data.synthetic.scheduler import Scheduler
 from isthmus.data.synthetic.statistics import kappa
 from isthmus.errors import UserError
 
-CALIBRATION = "calibration.jsonl"
 PANEL = "panel"
 
 
@@ -48,7 +47,8 @@ class Calibration:
 def calibrate(plan: Plan, labelled: Path) -> list[Calibration]:
     """Let the judges judge `labelled`, JSON lines of {"text", "keep"} and, where there is one, the "material".
 
-    The answers are journaled in the output folder, so calibrating again costs nothing.
+    The answers are journaled in the output folder, so calibrating again costs nothing; other texts or judges have a
+    journal of their own. The budget is that of the folder's synthesis.
 
     Raises:
         UserError: there is no judge, the file is not as it should be, or a server gives up.
@@ -57,7 +57,7 @@ def calibrate(plan: Plan, labelled: Path) -> list[Calibration]:
         raise UserError("there are none", where="data.judges.members", fix="name the judges to calibrate")
     rows = list(_rows(labelled))
     votes: dict[int, dict[str, bool]] = {}
-    with closing(Journal(plan.out / CALIBRATION)) as journal:
+    with closing(Journal(calibration_journal(plan.out, _judged(plan, rows)))) as journal:
 
         def journeys() -> Iterator[tuple[int, Journey]]:
             for number, (item, text, _) in enumerate(rows):
@@ -67,7 +67,7 @@ def calibrate(plan: Plan, labelled: Path) -> list[Calibration]:
         scheduler = Scheduler(
             plan.generators,
             journal,
-            Budget(plan.data.budget, plan.prices, journal.spent),
+            Budget(plan.data.budget, plan.prices, spent_in(plan.out, journal)),
             window=max(16, 4 * max(max(entry.batch, entry.parallel) for entry in plan.generators.values())),
             checkers=1,
             on_outcome=lambda number, outcome: None,
@@ -82,6 +82,15 @@ def calibrate(plan: Plan, labelled: Path) -> list[Calibration]:
         panel = [_panel(plan.rules, votes[number]) for number in range(len(rows))]
         found.append(_cells(PANEL, panel, rows))
     return found
+
+
+def _judged(plan: Plan, rows: list[tuple[Item, str, bool]]) -> str:
+    """Return a hash of what votes depend on."""
+    assert plan.rules.panel is not None
+    panel = plan.rules.panel
+    judges = [[judge.name, plan.rules.fingerprints[judge.name]] for judge in panel.judges]
+    prompts = [judge.prompt(item, text).messages for judge in panel.judges for item, text, _ in rows]
+    return digest([judges, prompts, plan.rules.seed, plan.rules.sampling.max_tokens])
 
 
 def _panel(rules: Rules, votes: dict[str, bool]) -> bool:

@@ -11,6 +11,7 @@ import threading
 import time
 from array import array
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,18 @@ from typing import Any
 from isthmus.data.synthetic.protocols import Completion, Verdict, digest
 from isthmus.errors import UserError
 
+JOURNAL = "journal.jsonl"
 _SYNC_SECONDS = 1.0
 _ABSENT = -1
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A request that will never be answered, and why."""
+    """A request that will never be answered, and why; with what was paid for answers of no use."""
 
     reason: str
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
 
 
 Answer = Completion | Refused
@@ -54,12 +58,13 @@ class Journal:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         self._lock = threading.Lock()
         self._open: dict[int, dict[str, Any]] = {}
         self._places = array("q")
         self._ids = array("Q")
         self._done = 0
+        self._failed = False
         self.spent = Spent()
         self._end = self._load()
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -116,7 +121,7 @@ class Journal:
 
     def finished(self, below: int) -> Iterator[dict[str, Any]]:
         """Yield the outcomes of items with a lower number, in their order."""
-        with self._path.open("rb") as file:
+        with self.path.open("rb") as file:
             for item in range(min(below, len(self._places))):
                 if self._places[item] != _ABSENT:
                     file.seek(self._places[item])
@@ -125,20 +130,29 @@ class Journal:
 
     def _append(self, row: dict[str, Any]) -> int:
         line = json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass") + b"\n"
+        if self._failed:
+            raise UserError("could not be written", where=str(self.path), fix="see to the disk and run it again")
         place, self._end = self._end, self._end + len(line)
-        while line:
-            line = line[os.write(self._file, line) :]
-        if time.monotonic() - self._synced >= _SYNC_SECONDS:
-            os.fsync(self._file)
-            self._synced = time.monotonic()
+        try:
+            while line:
+                line = line[os.write(self._file, line) :]
+            if time.monotonic() - self._synced >= _SYNC_SECONDS:
+                os.fsync(self._file)
+                self._synced = time.monotonic()
+        except BaseException as error:
+            # A part of a line must not stay where others could follow it.
+            self._end, self._failed = place, True
+            os.ftruncate(self._file, place)
+            self._failed = isinstance(error, Exception)  # after an interrupt, what is under way is still written down
+            raise
         return place
 
     def _load(self) -> int:
         """Read the file; return where its last whole line ends."""
         place = 0
-        if not self._path.exists():
+        if not self.path.exists():
             return place
-        with self._path.open("rb") as file:
+        with self.path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 if not line.endswith(b"\n"):
                     break
@@ -150,7 +164,7 @@ class Journal:
                         self._take(part)
                 except (ValueError, KeyError, TypeError):
                     raise UserError(
-                        "is damaged", where=f"{self._path}:{number}", fix="restore it, or choose another out"
+                        "is damaged", where=f"{self.path}:{number}", fix="restore it, or choose another out"
                     ) from None
                 place += len(line)
         return place
@@ -159,15 +173,14 @@ class Journal:
         if "a" in row:
             answer: Answer
             if "no" in row:
-                answer = Refused(row["no"])
+                answer = Refused(row["no"], *row.get("n", (0, 0)))
             else:
                 prompt_tokens, completion_tokens = row["n"]
                 answer = Completion(row["t"], prompt_tokens, completion_tokens, row["f"])
             self._open.setdefault(row["i"], {})[row["a"]] = answer
             self.spent.requests += 1
-            if isinstance(answer, Completion):
-                self.spent.prompt_tokens += answer.prompt_tokens
-                self.spent.completion_tokens += answer.completion_tokens
+            self.spent.prompt_tokens += answer.prompt_tokens
+            self.spent.completion_tokens += answer.completion_tokens
             self.spent.cost += row["c"]
         elif "v" in row:
             self._open.setdefault(row["i"], {})[row["v"]] = Verdict(row["ok"], row["why"], row["details"])
@@ -182,12 +195,28 @@ class Journal:
         self._open.pop(item, None)
 
 
+def calibration_journal(folder: Path, judged: str) -> Path:
+    """Return the journal of a calibration: of certain judges on certain texts."""
+    return folder / f"calibration-{judged}.jsonl"
+
+
+def spent_in(folder: Path, opened: Journal) -> Spent:
+    """Return what was spent in a folder that is held: by the synthesis and by every calibration."""
+    total = Spent(**vars(opened.spent))
+    for path in [folder / JOURNAL, *folder.glob("calibration*.jsonl")]:
+        if path.exists() and path != opened.path:
+            with closing(Journal(path)) as other:
+                for name, value in vars(other.spent).items():
+                    setattr(total, name, getattr(total, name) + value)
+    return total
+
+
 def _short(identity: str) -> int:
     return int(digest(identity), 16)
 
 
 def _row(item: int, key: str, answer: Answer, cost: float) -> dict[str, Any]:
-    if isinstance(answer, Refused):
-        return {"a": key, "i": item, "no": answer.reason, "c": cost}
     tokens = [answer.prompt_tokens, answer.completion_tokens]
+    if isinstance(answer, Refused):
+        return {"a": key, "i": item, "no": answer.reason, **({"n": tokens} if any(tokens) else {}), "c": cost}
     return {"a": key, "i": item, "t": answer.text, "n": tokens, "f": answer.finish, "c": cost}

@@ -16,7 +16,7 @@ from isthmus.data.shards.manifest import DATASET_MANIFEST, read_dataset_manifest
 from isthmus.data.synthetic.budget import Budget
 from isthmus.data.synthetic.config import SynthesizeConfig
 from isthmus.data.synthetic.generators.build import OpenSampler
-from isthmus.data.synthetic.journal import Journal, Spent
+from isthmus.data.synthetic.journal import JOURNAL, Journal, Spent, spent_in
 from isthmus.data.synthetic.journey import Journey, journey
 from isthmus.data.synthetic.plan import Plan, plan_synthesis
 from isthmus.data.synthetic.progress import SynthesisProgress
@@ -27,7 +27,6 @@ from isthmus.data.synthetic.statistics import Statistics
 from isthmus.errors import UserError
 from isthmus.files import write_json
 
-JOURNAL = "journal.jsonl"
 PLAN = "plan.json"
 SUMMARY = "summary.json"
 
@@ -132,7 +131,7 @@ class _Synthesis:
         scheduler = Scheduler(
             plan.generators,
             self._journal,
-            Budget(plan.data.budget, plan.prices, self._journal.spent),
+            Budget(plan.data.budget, plan.prices, spent_in(plan.out, self._journal)),
             window=max(16, 4 * widest),
             checkers=self._workers,
             on_outcome=ended,

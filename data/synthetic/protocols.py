@@ -149,7 +149,15 @@ class Generator(Protocol):
 
 
 class Unanswerable(Exception):
-    """A request that the model's server refuses for good: too long, filtered, malformed."""
+    """A request that the model's server refuses for good: too long, filtered, malformed.
+
+    Args:
+        tokens: of the prompt and the answer, that were paid for nevertheless.
+    """
+
+    def __init__(self, reason: str, tokens: tuple[int, int] = (0, 0)) -> None:
+        super().__init__(reason)
+        self.tokens = tokens
 
 
 class Verifier(Protocol):
@@ -216,4 +224,5 @@ def ask_once(prompt: Prompt) -> Steps[Sequence[Prompt], Sequence[str], str]:
 
 def digest(value: Any) -> str:
     """Return 16 hex digits that depend on a JSON value and nothing else."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

@@ -19,7 +19,9 @@ from typing import Any
 from isthmus.data.synthetic.budget import Budget
 from isthmus.data.synthetic.journal import Answer, Journal, Refused
 from isthmus.data.synthetic.journey import Ask, Check, Journey
-from isthmus.data.synthetic.protocols import Completion, Generator, Request, Unanswerable, Verdict
+from isthmus.data.synthetic.protocols import Generator, Request, Unanswerable, Verdict
+from isthmus.data.synthetic.sandbox.slot import SandboxFailed
+from isthmus.errors import UserError
 
 
 @dataclass(slots=True)
@@ -30,7 +32,7 @@ class _Open:
     journey: Journey
     ask: Ask | None = None
     answers: dict[str, Answer] = field(default_factory=dict)
-    refused: bool = False  # the budget did not allow what it asked for
+    refused: bool = False  # the budget does not allow what it asks for; it stays open for a run with a larger one
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,7 @@ class Scheduler:
         self._events: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._ready: deque[tuple[_Open, Any]] = deque()
         self._waiting: list[_Waiting] = []
+        self._parked: list[_Waiting] = []  # the budget has no room for them while others are under way
         self._running = 0
         self._open = 0
         self._exhausted = False
@@ -88,7 +91,8 @@ class Scheduler:
                 self._admit(coming)
                 if self._running:
                     self._events.get()()
-                elif not self._send_batch():
+                    self._unpark()
+                elif not self._unpark() and not self._send_batch():
                     break
         except BaseException:
             self._drain()
@@ -130,7 +134,7 @@ class Scheduler:
         if known is not None:
             return known
         if getattr(check.verifier, "quick", False):
-            verdict = check.verifier.check(check.item, check.candidate)
+            verdict = _verdict(check)
             self._journal.verdict(opened.number, check.key, verdict)
             return verdict
 
@@ -138,7 +142,7 @@ class Scheduler:
             self._journal.verdict(opened.number, check.key, future.result())
             self._ready.append((opened, future.result()))
 
-        self._start(self._checkers.submit(check.verifier.check, check.item, check.candidate), done)
+        self._start(self._checkers.submit(_verdict, check), done)
         return None
 
     def _ask(self, opened: _Open, ask: Ask) -> list[Answer] | None:
@@ -155,8 +159,8 @@ class Scheduler:
             waiting = _Waiting((opened.number, place), opened, request, ask.generator)
             if generator.batch > 1:
                 self._waiting.append(waiting)
-            elif not self._allowed(waiting):
-                return None
+            elif not self._budget.reserve(ask.generator, request):
+                self._parked.append(waiting)
             elif generator.parallel:
                 self._send([waiting])
             else:
@@ -167,12 +171,33 @@ class Scheduler:
         assert opened.ask is not None
         return [opened.answers[request.key] for request in opened.ask.requests]
 
+    def _unpark(self) -> bool:
+        """Send what the budget has room for now; return whether there was anything to wait or look for."""
+        if not self._parked:
+            return False
+        idle = not self._running
+        parked, self._parked = self._parked, []
+        for entry in parked:
+            generator = self._generators[entry.generator]
+            if not self._allowed(entry):
+                self._parked.append(entry)
+            elif generator.parallel:
+                self._send([entry])
+            else:
+                self._deliver([entry], self._complete(generator, [entry]))
+                self._wake([entry])
+        if idle and len(self._parked) == len(parked):
+            self._refuse(self._parked)
+            self._parked = []
+        return True
+
     def _allowed(self, waiting: _Waiting) -> bool:
-        """Reserve what a request may cost; a journey that may not go on stays open for a run with a larger budget."""
-        if not waiting.owner.refused and self._budget.reserve(waiting.generator, waiting.request):
-            return True
-        waiting.owner.refused = self._exhausted = True
-        return False
+        return not waiting.owner.refused and self._budget.reserve(waiting.generator, waiting.request)
+
+    def _refuse(self, entries: Sequence[_Waiting]) -> None:
+        """Give up on what does not fit even while nothing is under way."""
+        for entry in entries:
+            entry.owner.refused = self._exhausted = True
 
     def _send_batch(self) -> bool:
         """Send the first batch of those that wait; return whether there was one."""
@@ -183,9 +208,13 @@ class Scheduler:
             batch = [entry for entry in self._waiting if entry.generator == name][:size]
             chosen = {id(entry) for entry in batch}
             self._waiting = [entry for entry in self._waiting if id(entry) not in chosen]
-            if batch := [entry for entry in batch if self._allowed(entry)]:
-                self._send(batch)
+            allowed = {id(entry) for entry in batch if self._allowed(entry)}
+            rest = [entry for entry in batch if id(entry) not in allowed]
+            if allowed:
+                self._waiting += rest  # there may be room when the others are answered
+                self._send([entry for entry in batch if id(entry) in allowed])
                 return True
+            self._refuse(rest)
         return False
 
     def _send(self, batch: Sequence[_Waiting]) -> None:
@@ -194,10 +223,7 @@ class Scheduler:
 
         def done(future: Future[list[Answer]]) -> None:
             self._deliver(batch, future.result())
-            for opened in {id(entry.owner): entry.owner for entry in batch}.values():
-                assert opened.ask is not None
-                if all(request.key in opened.answers for request in opened.ask.requests):
-                    self._ready.append((opened, self._collect(opened)))
+            self._wake(batch)
 
         self._start(self._senders[id(generator)].submit(self._complete, generator, batch), done)
 
@@ -207,11 +233,10 @@ class Scheduler:
         try:
             answers = list(generator.complete([entry.request for entry in batch]))
         except Unanswerable as refusal:
-            answers = [Refused(str(refusal))] * len(batch)
+            answers = [Refused(str(refusal), *refusal.tokens)] * len(batch)
         rows = []
         for entry, answer in zip(batch, answers, strict=True):
-            completion = answer if isinstance(answer, Completion) else None
-            cost = self._budget.settle(entry.generator, entry.request, completion)
+            cost = self._budget.settle(entry.generator, entry.request, answer)
             rows.append((entry.owner.number, entry.request.key, answer, cost))
         self._journal.answers(rows)
         return answers
@@ -219,6 +244,13 @@ class Scheduler:
     def _deliver(self, batch: Sequence[_Waiting], answers: Sequence[Answer]) -> None:
         for entry, answer in zip(batch, answers, strict=True):
             entry.owner.answers[entry.request.key] = answer
+
+    def _wake(self, batch: Sequence[_Waiting]) -> None:
+        """Let go on whoever has all its answers."""
+        for opened in {id(entry.owner): entry.owner for entry in batch}.values():
+            assert opened.ask is not None
+            if all(request.key in opened.answers for request in opened.ask.requests):
+                self._ready.append((opened, self._collect(opened)))
 
     def _start(self, future: Future[Any], done: Callable[[Future[Any]], None]) -> None:
         self._running += 1
@@ -242,3 +274,13 @@ class Scheduler:
                 self._events.get()()
             except Exception as error:  # the first one is on its way to the user
                 failures[type(error).__name__] += 1
+
+
+def _verdict(check: Check) -> Verdict:
+    """Let a verifier decide; what it cannot cope with, however odd, costs one candidate and not the run."""
+    try:
+        return check.verifier.check(check.item, check.candidate)
+    except (UserError, SandboxFailed):
+        raise
+    except Exception as error:
+        return Verdict(False, "cannot be checked", {"error": f"{type(error).__name__}: {error}"[:200]})

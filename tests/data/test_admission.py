@@ -79,6 +79,26 @@ def test_a_manifest_that_says_synthetic_is_believed_over_the_configuration(tmp_p
     assert not opened(dataset(tmp_path / "c", {}, {}), tmp_path)
 
 
+def test_the_mark_is_kept_by_files_beside_their_manifest(tmp_path: Path) -> None:
+    made = dataset(tmp_path / "a", {"s": "synthetic"}, {})
+    real = dataset(tmp_path / "c", {}, {})
+    assert opened(made / "raw", tmp_path)
+    assert not opened(real / "raw.bin", tmp_path)
+    for prefixes, kinds in (([real / "raw"], {}), ([real / "raw", made / "raw"], {"t": "synthetic"})):
+        manifest = import_shards(prefixes, tmp_path / f"of{len(prefixes)}", source="t", tokenizer={})
+        assert manifest.kinds == kinds
+    line = json.dumps({"text": "A text of some words. " * 9}) + "\n"
+    for folder in (made, real):
+        (folder / "documents.jsonl").write_text(line * 3)
+    assert opened(made / "documents.jsonl", tmp_path)
+    assert not opened(real / "documents.jsonl", tmp_path)
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun/documents.jsonl").write_text(line * 3)
+    assert not opened(tmp_path / "begun/*.jsonl", tmp_path)
+    (tmp_path / "begun/plan.json").write_text('{"hash": "00ff"}')
+    assert opened(tmp_path / "begun", tmp_path)
+
+
 def test_shards_must_have_been_held_against_the_benchmarks(tmp_path: Path) -> None:
     benchmark = tmp_path / "b.txt"
     benchmark.write_text(WORDS + "\n")

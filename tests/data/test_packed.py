@@ -19,11 +19,13 @@ from isthmus.data.config import DataConfig, Packing, SourceConfig
 from isthmus.data.corpus import build_corpus
 from isthmus.data.loader import MixtureLoader, validate_corpus
 from isthmus.data.reading import Reader
+from isthmus.data.run_tokenizer import tokenizer_of_run
 from isthmus.data.shard_source import ShardSource, open_shards
 from isthmus.data.shards import packing
 from isthmus.data.shards.dataset import Dataset
 from isthmus.data.shards.packing import fills, pack_dataset
 from isthmus.data.shares import Division
+from isthmus.data.tokenizer import train
 from isthmus.errors import UserError
 
 LENGTH, SIZE = 16, 17  # of a sample, and of a window with its last label
@@ -265,6 +267,15 @@ def test_what_cannot_be_packed_is_refused(folder: Path, tmp_path: Path) -> None:
     text = replace(config, sources={**config.sources, "text": SourceConfig(path=str(tmp_path / "a.txt"))})
     with pytest.raises(UserError, match=r"sources\.text: is text, and windows are packed when data is prepared"):
         build_corpus(text, VOCABULARY, LENGTH)
+
+
+def test_the_tokenizer_of_a_run_of_packed_windows_is_found_again(folder: Path, tmp_path: Path) -> None:
+    (folder / "tokenizer.json").write_text(train(["some words of a text"], 300).to_str())
+    config = DataConfig(
+        sources={"made": SourceConfig(path=str(folder))}, packing=Packing.best_fit, cache_dir=str(tmp_path / "cache")
+    )
+    fingerprints = {"made": build_corpus(config, VOCABULARY, LENGTH).sources["made"].fingerprint}
+    assert tokenizer_of_run(config, VOCABULARY, fingerprints, sequence_length=LENGTH).size
 
 
 def test_an_epoch_foretells_every_token_of_a_piece_but_its_first(folder: Path) -> None:

@@ -114,6 +114,9 @@ class ScriptedServer:
             content = content[: len(content) // 2]
         elif fault == "no text":
             content = b'{"choices": []}'
+        elif fault.startswith("null"):  # and how it ended
+            choice |= {"message": {"role": "assistant", "content": None}, "finish_reason": fault.removeprefix("null ")}
+            content = json.dumps({"choices": [choice], "usage": usage}).encode()
         elif fault == "wrong type":
             content = b'{"choices": [{"message": {"content": 5}}]}'
         elif fault == "cut":

@@ -53,7 +53,10 @@ def encode(value: Any) -> Any:
 def equal(found: Any, expected: Any, tolerance: float | None = None) -> bool:
     """Compare encoded values: same type and same value, floats to a tolerance, dictionaries in any order."""
     if type(expected) is float and type(found) in (float, int):
-        return math.isclose(found, expected, rel_tol=0 if tolerance else _NEAR, abs_tol=tolerance or 1e-12)
+        try:
+            return math.isclose(found, expected, rel_tol=0 if tolerance else _NEAR, abs_tol=tolerance or 1e-12)
+        except OverflowError:  # an integer beyond every float
+            return False
     if type(found) is not type(expected):
         return False
     if isinstance(expected, list):
@@ -66,6 +69,8 @@ def equal(found: Any, expected: Any, tolerance: float | None = None) -> bool:
         (tag,) = expected
         one, other = found[tag], expected[tag]
         if tag == "dict":
+            if not isinstance(one, list) or not all(isinstance(entry, list) and entry for entry in one):
+                return False  # the candidate wrote it itself
             one, other = (sorted(entries, key=lambda entry: repr(entry[0])) for entries in (one, other))
         return equal(one, other, tolerance)
     return bool(found == expected)

@@ -4,6 +4,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -26,6 +27,16 @@ _USERS_FAULT = {
 }
 # 408, 409, 425 and 429 pass; every other answer of the fours is about the request itself.
 _PASSING = {408, 409, 425, 429}
+
+
+@dataclass(frozen=True, slots=True)
+class _Silent:
+    """An answer without a text, such as a refusal; `tokens` of prompts and answers so far."""
+
+    tokens: tuple[int, int]
+
+    def __str__(self) -> str:
+        return "an answer without text"
 
 
 class HttpGenerator:
@@ -64,22 +75,27 @@ class HttpGenerator:
         """
         (request,) = requests
         path, call = self._call(request)
-        reason = ""
+        reason, silent, paid = "", False, (0, 0)
         for attempt in range(self._config.attempts):
+            self._pace.wait(prompt_estimate(request) + request.max_tokens)
             if self._stopped.is_set():
                 break
-            self._pace.wait(prompt_estimate(request) + request.max_tokens)
+            silent = False
             try:
                 response = self._client.post(path, **call)
             except (self._httpx.TransportError, self._httpx.DecodingError) as error:
                 reason, asked = f"{type(error).__name__}: {error}".rstrip(": "), None
             else:
-                answer = self._read(response, request)
+                answer = self._read(response, request, paid)
                 if isinstance(answer, Completion):
                     return [answer]
-                reason, asked = answer, _asked_wait(response)
+                if isinstance(answer, _Silent):
+                    silent, paid = True, answer.tokens
+                reason, asked = str(answer), _asked_wait(response)
             if attempt + 1 < self._config.attempts:
                 self._pace.pause(self._back_off(attempt, asked), everyone=asked is not None)
+        if silent and not self._stopped.is_set():
+            raise Unanswerable(reason, paid)
         raise UserError(
             f"no answer after {self._config.attempts} attempts, the last: {reason or 'stopped'}",
             where=f"{self._config.url}",
@@ -110,8 +126,11 @@ class HttpGenerator:
         # Servers that know the header answer a request that was cut off in mid-answer without doing the work again.
         return path, {"json": body, "headers": {"Idempotency-Key": request.key}}
 
-    def _read(self, response: Any, request: Request) -> Completion | str:
+    def _read(self, response: Any, request: Request, paid: tuple[int, int]) -> "Completion | _Silent | str":
         """Return the completion, or what is wrong with an answer that may be right the next time.
+
+        Args:
+            paid: tokens of the prompts and answers before this one, which are added to it.
 
         Raises:
             Unanswerable, UserError: as `complete`.
@@ -135,17 +154,23 @@ class HttpGenerator:
             text = choice["message"]["content"] if self._config.api is Api.chat else choice["text"]
             finish = choice.get("finish_reason") or "stop"
             usage = content.get("usage") or {}
-            counted = [int(usage.get("prompt_tokens", -1)), int(usage.get("completion_tokens", -1))]
+            named = (usage.get("prompt_tokens"), usage.get("completion_tokens"))
+            counted = [-1 if count is None else int(count) for count in named]
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             return f"malformed answer ({type(error).__name__})"
-        if finish == "content_filter":
-            raise Unanswerable("filtered by the server")
-        if not isinstance(text, str):
+        if text is not None and not isinstance(text, str):
             return "malformed answer (no text)"
-        estimates = [prompt_estimate(request), len(text) // 4 + 1]
+        estimates = [prompt_estimate(request), len(text) // 4 + 1 if text else 0]
         prompt, completion = (
-            max(0, count) if count >= 0 else guess for count, guess in zip(counted, estimates, strict=True)
+            before + (count if count >= 0 else guess)
+            for before, count, guess in zip(paid, counted, estimates, strict=True)
         )
+        if finish == "content_filter":
+            raise Unanswerable("filtered by the server", (prompt, completion))
+        if text is None and finish != "length":
+            return _Silent((prompt, completion))
+        # Half of a surrogate pair is no character, and could be neither hashed nor trained on.
+        text = (text or "").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         return Completion(text, prompt, completion, "length" if finish == "length" else "stop")
 
     def _back_off(self, attempt: int, asked: float | None) -> float:

@@ -26,20 +26,26 @@ class Pace:
         self._per_token = _MINUTE / tokens_per_minute if tokens_per_minute else 0.0
         self._clock, self._stopped = clock, stopped
         self._lock = threading.Lock()
-        self._next = clock()
+        self._next = self._held_until = clock()
 
     def wait(self, tokens: int) -> None:
         """Return when a request of so many tokens may leave."""
-        with self._lock:
-            leaves = max(self._next, self._clock())
-            self._next = leaves + max(self._per_request, self._per_token * tokens)
-        self._until(leaves)
+        while True:
+            with self._lock:
+                leaves = max(self._next, self._clock())
+                self._next = leaves + max(self._per_request, self._per_token * tokens)
+            self._until(leaves)
+            with self._lock:
+                # A pause for everyone that began meanwhile sends those in the row to its end, so that none bursts.
+                if self._held_until <= leaves or self._stopped.is_set():
+                    return
 
     def pause(self, seconds: float, *, everyone: bool) -> None:
         """Wait; with `everyone`, no other thread's request leaves before it is over either."""
         over = self._clock() + seconds
         if everyone:
             with self._lock:
+                self._held_until = max(self._held_until, over)
                 self._next = max(self._next, over)
         self._until(over)
 

@@ -154,7 +154,7 @@ def _read_tasks(path: Path) -> list[Item]:
     except (OSError, ValueError) as error:
         raise UserError(f"cannot be read: {error}", where=f"data.options.tasks={path}", fix="give JSON lines") from None
     parent = f"{path.name}#{hashlib.blake2b(content, digest_size=8).hexdigest()}"
-    items = []
+    items, names = [], set[str]()
     for number, row in enumerate(rows, start=1):
         where = f"{path}:{number}"
         if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in ("question", "function")):
@@ -170,7 +170,10 @@ def _read_tasks(path: Path) -> list[Item]:
             frozen["solution"] = row["solution"]
         task = {"function": row["function"], "question": row["question"]}
         identity = str(row.get("id", f"{number:07d}"))
-        items.append(Item(identity, str(row.get("topic", "tasks")), task, frozen, (parent,)))
-    if len({item.id for item in items}) < len(items):
+        names.add(identity)
+        # The outcome of a task that was edited is not that of the new one.
+        named = f"{identity}#{digest(row)}"
+        items.append(Item(named, str(row.get("topic", "tasks")), task, frozen, (parent,)))
+    if len(names) < len(items):
         raise UserError("two tasks have the same id", where=str(path), fix="give each its own")
     return items

@@ -162,7 +162,7 @@ def _read_programs(path: Path) -> list[tuple[str, str, str, list[str], str]]:
     except (OSError, ValueError) as error:
         raise UserError(f"cannot be read: {error}", where=where, fix="give JSON lines") from None
     parent = f"{path.name}#{hashlib.blake2b(content, digest_size=8).hexdigest()}"
-    found = []
+    found, names = [], set[str]()
     for number, row in enumerate(rows, start=1):
         given = row.get("inputs") if isinstance(row, dict) else None
         if not isinstance(given, list) or not all(isinstance(text, str) for text in given):
@@ -170,7 +170,10 @@ def _read_programs(path: Path) -> list[tuple[str, str, str, list[str], str]]:
         if not isinstance(row.get("program"), str):
             raise UserError("lacks program", where=f"{path}:{number}", fix="give the text of a Python program")
         identity = str(row.get("id", f"{number:07d}"))
-        found.append((identity, str(row.get("topic", "")), row["program"], given, parent))
-    if len({entry[0] for entry in found}) < len(found):
+        names.add(identity)
+        # The outcome of a program that was edited is not that of the new one.
+        named = f"{identity}#{digest(row)}"
+        found.append((named, str(row.get("topic", "")), row["program"], given, parent))
+    if len(names) < len(found):
         raise UserError("two programs have the same id", where=where, fix="give each its own")
     return found

@@ -1,5 +1,6 @@
 """The file system that a sandboxed program sees: libraries, interpreters, three devices, an empty scratch folder."""
 
+import glob
 import os
 from collections.abc import Iterable, Sequence
 
@@ -7,6 +8,7 @@ from isthmus.data.synthetic.sandbox import linux
 
 SCRATCH = "/scratch"
 DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
+_PACKAGES = ("site-packages", "dist-packages")
 _PLACES = ("/tmp", "/var/tmp", "/dev/shm", "/mnt", "/usr")
 
 
@@ -31,7 +33,11 @@ def build(reads: Sequence[str]) -> None:
         if path not in DEVICES:
             linux.restrict_mounts(root + path, linux.MOUNT_ATTR_NODEV)
     for path in shown:
-        _hide(root + path + "/site-packages")
+        # The standard library's own folder, a folder with it inside, and those of Debian for all versions of Python.
+        for pattern in ("*-packages", "python3*/*-packages"):
+            for folder in glob.glob(f"{glob.escape(root + path)}/{pattern}"):
+                if os.path.basename(folder) in _PACKAGES:
+                    _hide(folder)
     for path, target in links.items():
         if not os.path.lexists(root + path):
             os.makedirs(os.path.dirname(root + path), exist_ok=True)

@@ -8,6 +8,7 @@ from isthmus.data.synthetic.protocols import Candidate, Item, Verdict
 _NUMBER = r"-?\d+(?:\.\d+)?"
 _EQUATION = re.compile(rf"({_NUMBER}(?:\s*[-+*/\u00d7\u00b7\u00f7]\s*{_NUMBER})+)\s*=\s*({_NUMBER}(?:/\d+)?)(?!\.?\w)")
 _PART = re.compile(rf"\s*([-+*/\u00d7\u00b7\u00f7])?\s*({_NUMBER})")
+_LONG = re.compile(r"\d{301}")  # Python reads at most 4300 digits
 _TOUCHING = set("+-*/\u00d7\u00b7\u00f7^=(.,_\\{")
 
 
@@ -27,6 +28,8 @@ class Equations:
                 continue
             if after[:1] and after[:1] in "+-*/\u00d7\u00b7\u00f7^(%":
                 continue
+            if _LONG.search(match[0]):
+                return Verdict(False, "number too long")
             value = _value(match[1])
             if value is not None and not _equal(value, match[2]):
                 return Verdict(False, "false equation", {"equation": match[0]})

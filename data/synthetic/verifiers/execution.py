@@ -38,7 +38,11 @@ class Parses:
         function = str(item.task["function"])
         if not any(isinstance(node, ast.FunctionDef) and node.name == function for node in tree.body):
             return _rejected("lacks the function", stderr=f"there is no function {function}", returncode=1)
-        messages = need("pyflakes.checker", "'isthmus[synthetic]'").Checker(tree, filename="solution.py").messages
+        checker = need("pyflakes.checker", "'isthmus[synthetic]'").Checker
+        try:
+            messages = checker(tree, filename="solution.py").messages
+        except RecursionError:  # it calls itself for every term of a sum
+            return _rejected("nested too deeply", stderr="an expression is nested too deeply", returncode=1)
         if messages:
             return _rejected("lint", stderr="\n".join(str(message) for message in messages), returncode=1)
         return Verdict(True)
@@ -171,15 +175,22 @@ def _rejected(reason: str, *, stdout: str = "", stderr: str = "", returncode: in
 
 
 def _shown(value: Any) -> str:
-    """Return an encoded value as Python would write it."""
+    """Return an encoded value as Python would write it; what the candidate wrote itself need not be one."""
+    try:
+        return _written(value)
+    except (TypeError, ValueError, RecursionError):
+        return "no value"
+
+
+def _written(value: Any) -> str:
     if isinstance(value, list):
-        return f"[{', '.join(_shown(entry) for entry in value)}]"
+        return f"[{', '.join(_written(entry) for entry in value)}]"
     if isinstance(value, dict) and len(value) == 1:
         ((tag, content),) = value.items()
         if tag == "float":
             return f"float('{content}')"
         if tag == "dict":
-            return "{" + ", ".join(f"{_shown(key)}: {_shown(entry)}" for key, entry in content) + "}"
-        inner = ", ".join(_shown(entry) for entry in content)
+            return "{" + ", ".join(f"{_written(key)}: {_written(entry)}" for key, entry in content) + "}"
+        inner = ", ".join(_written(entry) for entry in content)
         return f"({inner}{',' * (len(content) == 1)})" if tag == "tuple" else f"{{{inner}}}" if content else "set()"
     return repr(value)

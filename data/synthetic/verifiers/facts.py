@@ -3,6 +3,8 @@
 import re
 from fractions import Fraction
 
+from isthmus.data.synthetic.protocols import digest
+
 _DIGITS = re.compile(r"(?<![\w.,])[-\u2212]?\d+(?:,\d{3})*(?:\.\d+)?|(?<=\w)\d+|(?<=[.,])\d+")
 _TEENS = "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
 _ONES = f"zero one two three four five six seven eight nine {_TEENS}".split(" ")
@@ -13,6 +15,7 @@ _SMALL = {**{word: number for number, word in enumerate(_ONES)}, **_TENS}
 _WORD = re.compile(r"[A-Za-z]+")
 # "one" and "two" stand for so much else ("one of them", "the two") that losing them is no loss of a number.
 _LEAST_WORD = 3
+_MOST_DIGITS = 300  # Python reads no more than 4300, and a float holds no larger number
 _NAME = re.compile(r"(?:[A-Z][\w'\u2019]*[a-z\d][\w'\u2019]*|[A-Z]{2,}\w*)")
 _SENTENCE_START = re.compile(r"(?:^|[.!?:;\u2026]['\"\u201d\u2019)\]]*\s+|\n\s*[-*#>\d.]*\s*|[\"\u201c(\u2018]\s*)$")
 _HEADING = re.compile(r"^#+ .{1,100}$", re.MULTILINE)  # most of its words may have a capital
@@ -30,7 +33,8 @@ def numbers_of(text: str) -> set[Fraction]:
     found = set()
     for match in _DIGITS.finditer(text):
         digits = match[0].replace(",", "").replace("\u2212", "-")
-        found.add(Fraction(digits))
+        # A longer one stands for itself alone: it equals what is written alike.
+        found.add(Fraction(digits if len(digits) <= _MOST_DIGITS else int(digest(digits), 16)))
     return found | {Fraction(number) for number in _spelled(text) if number >= _LEAST_WORD}
 
 

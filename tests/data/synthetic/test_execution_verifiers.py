@@ -21,7 +21,7 @@ from isthmus.data.synthetic.recipes.translation import TranslationOptions, Trans
 from isthmus.data.synthetic.sandbox.job import Limits
 from isthmus.data.synthetic.sandbox.languages import present
 from isthmus.data.synthetic.sandbox.pool import Sandbox
-from isthmus.data.synthetic.verifiers.execution import Parses, PassesTests
+from isthmus.data.synthetic.verifiers.execution import Parses, PassesTests, _shown
 from isthmus.errors import UserError
 
 pytest.importorskip("pyflakes", reason="the linter comes with the extra `synthetic`")
@@ -99,6 +99,7 @@ def test_what_depends_on_earlier_calls_is_rejected(sandbox: Sandbox) -> None:
         ("import os\n\n\ndef f(x):\n    return x\n", "lint"),
         ("def f(x):\n    return y\n", "lint"),
         ("x = 1\0", "does not parse"),
+        (f"def f(x):\n    return {' + '.join(['x'] * 900)}\n", "nested too deeply"),
     ],
 )
 def test_parsing_and_lint(code: str, reason: str) -> None:
@@ -118,6 +119,17 @@ def test_values_are_told_apart() -> None:
     assert equal(0.1 + 0.2, 0.3)
     assert not equal(0.31, 0.3)
     assert equal(0.31, 0.3, 0.1)
+    assert not equal(10**400, 1.5)
+
+
+def test_what_only_looks_like_a_value_is_wrong_and_no_error() -> None:
+    """A candidate can write anything where its results are read."""
+    for odd in ({"dict": 5}, {"dict": [5]}, {"dict": [[]]}, {"x": 5}, {"tuple": 5}, {"set": None}):
+        assert not equal(odd, encode({1: 2}))
+        assert not equal([odd], encode([{1, 2}]))
+        assert _shown(odd)
+    assert _shown({"dict": 5}) == _shown([{"x": 5}]) == "no value"
+    assert _shown({"dict": [[1, {"tuple": [2]}]]}) == "{1: (2,)}"
     assert equal(encode(float("nan")), encode(float("nan")))
     with pytest.raises(ValueError, match="a object cannot be compared"):
         encode(object())
@@ -153,7 +165,15 @@ def test_tests_that_prove_nothing_are_refused(tmp_path: Path, context: Context) 
     path = tmp_path / "tasks.jsonl"
     path.write_text(json.dumps(task))
     (item,) = CodeRecipe(CodeOptions(tasks=str(path)), context)._own or []
-    assert (item.id, item.frozen["tests"]) == ("add", [[[1], 2, None], [[5], 6, None]])
+    assert item.frozen["tests"] == [[[1], 2, None], [[5], 6, None]]
+    path.write_text(json.dumps(task | {"tests": ["assert f(1) == 2", "assert f(5) == 7"]}))
+    (other,) = CodeRecipe(CodeOptions(tasks=str(path)), context)._own or []
+    assert item.id.startswith("add#")
+    assert other.id.startswith("add#")
+    assert other.id != item.id, "an edited task does not get the outcome of the old one"
+    path.write_text(json.dumps(task) + "\n" + json.dumps(task | {"question": "Add 1."}))
+    with pytest.raises(UserError, match="two tasks have the same id"):
+        CodeRecipe(CodeOptions(tasks=str(path)), context)
     path.write_text(json.dumps(task | {"tests": ["assert f(1) == 2", "assert f(5) == 2"]}))
     with pytest.raises(UserError, match=r"tasks.jsonl:1: its tests are passed by returning always the same"):
         CodeRecipe(CodeOptions(tasks=str(path)), context)

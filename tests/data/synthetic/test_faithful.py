@@ -54,6 +54,14 @@ def test_numbers_in_every_spelling(text: str, found: list[float]) -> None:
     assert numbers_of(text) == {Fraction(str(number)) for number in found}
 
 
+def test_a_number_of_any_length_is_one() -> None:
+    long = "7" * 5_000
+    assert len(numbers_of(f"{long} and {long}")) == 1
+    assert check(Numbers(), f"It is {long}.", f"There are {long}.").ok
+    assert check(Numbers(), f"It is {long}.", f"There are {long}8.").reason == "numbers were lost"
+    assert check(Numbers(), f"It is {long}.5.", "There are 2.").reason == "numbers were lost"
+
+
 def test_names_are_capitals_in_mid_sentence() -> None:
     assert names_of("The river Nile flows. Egypt's kings knew it. \"Long ago,\" said Herodotus, in NASA's words.") == {
         "nile", "herodotus", "nasa",

@@ -10,11 +10,12 @@ from email.utils import format_datetime
 import pytest
 from support.scripted_server import ScriptedServer, no_fault
 
+from isthmus.data.synthetic.budget import prompt_estimate
 from isthmus.data.synthetic.config import Api, GeneratorConfig, GeneratorKind
 from isthmus.data.synthetic.generators.build import build_generator, check_generator
 from isthmus.data.synthetic.generators.http import HttpGenerator, _asked_wait
 from isthmus.data.synthetic.generators.pacing import Pace
-from isthmus.data.synthetic.protocols import Item, Prompt, Request, Unanswerable
+from isthmus.data.synthetic.protocols import Completion, Item, Prompt, Request, Unanswerable
 from isthmus.errors import UserError
 
 REQUEST = Request(
@@ -66,6 +67,43 @@ def test_what_may_pass_is_asked_again(fault: str) -> None:
         (answer,) = generator(server).complete([REQUEST])
         assert answer.text == "4"
         assert server.attempts == {REQUEST.key: 3}
+
+
+def test_an_answer_without_text_is_paid_for() -> None:
+    with ScriptedServer(lambda messages: "4", lambda key, attempt: "null length") as server:
+        (answer,) = generator(server).complete([REQUEST])
+        assert server.attempts == {REQUEST.key: 1}
+    assert (answer.text, answer.prompt_tokens, answer.completion_tokens, answer.finish) == ("", 3, 1, "length")
+    with ScriptedServer(lambda messages: "4", lambda key, attempt: "null stop" if attempt < 3 else "") as server:
+        (answer,) = generator(server).complete([REQUEST])
+    assert (answer.text, answer.prompt_tokens, answer.completion_tokens) == ("4", 9, 3), "all three were counted"
+    with (
+        ScriptedServer(lambda messages: "4", lambda key, attempt: "null stop") as server,
+        pytest.raises(Unanswerable, match="an answer without text") as caught,
+    ):
+        generator(server, attempts=2).complete([REQUEST])
+    assert caught.value.tokens == (6, 2)
+    with (
+        ScriptedServer(lambda messages: "4", lambda key, attempt: "null content_filter") as server,
+        pytest.raises(Unanswerable, match="filtered") as caught,
+    ):
+        generator(server).complete([REQUEST])
+    assert caught.value.tokens == (3, 1)
+
+
+def test_counts_of_null_are_absent_and_halves_of_characters_replaced() -> None:
+    class Response:
+        status_code = 200
+
+        def json(self) -> object:
+            usage = {"prompt_tokens": None, "completion_tokens": 5}
+            return {"choices": [{"message": {"content": "a\ud800b\U0001f600"}}], "usage": usage}
+
+    with ScriptedServer(lambda messages: "4") as server:
+        answer = generator(server)._read(Response(), REQUEST, (0, 0))
+    assert isinstance(answer, Completion)
+    assert answer.text == "a\ufffdb\U0001f600"
+    assert (answer.prompt_tokens, answer.completion_tokens) == (prompt_estimate(REQUEST), 5)
 
 
 def test_it_gives_up_after_so_many_attempts_and_says_why() -> None:
@@ -161,6 +199,36 @@ def test_a_pause_for_everyone_holds_the_others_back() -> None:
         pace._next = 107.0
     pace.wait(1)
     assert clock.now == 107.0
+
+
+def test_a_pause_for_everyone_holds_those_in_the_row_back_too() -> None:
+    class Meanwhile(Clock):
+        """Another thread's request is told to wait while this one stands in the row."""
+
+        def wait(self, seconds: float) -> bool:
+            if self.now == 100.0:
+                self.now += 0.5
+                pace._held_until = pace._next = 130.0
+                seconds -= 0.5
+            return super().wait(seconds)
+
+    clock = Meanwhile()
+    pace = Pace(60, None, clock, clock)  # type: ignore[arg-type]
+    pace.wait(1)
+    pace.wait(1)
+    assert clock.now == 130.0
+    pace.wait(1)
+    assert clock.now == 131.0, "the rate holds after it"
+
+
+def test_nothing_is_sent_once_stopped() -> None:
+    with ScriptedServer(lambda messages: "4") as server:
+        found = generator(server, requests_per_minute=0.1)
+        found._pace.wait(1)
+        threading.Timer(0.05, found.stop).start()
+        with pytest.raises(UserError, match="stopped"):
+            found.complete([REQUEST])
+        assert not server.attempts
 
 
 def test_stop_ends_waits() -> None:

@@ -1,5 +1,7 @@
 """The journal gives back what was written, whatever was torn off its end."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isthmus.data.synthetic.journal import Answer, Journal, Refused, Spent
-from isthmus.data.synthetic.protocols import Completion, Verdict
+from isthmus.data.synthetic.protocols import Completion, Verdict, digest
 from isthmus.errors import UserError
 
 SAID = Completion("a \U0001f600 \u2028 text\nin lines", 3, 4, "stop")
@@ -73,3 +75,39 @@ def test_damage_elsewhere_is_refused_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "j").write_bytes(b"\n".join(content))
     with pytest.raises(UserError, match="j:3: is damaged"):
         Journal(tmp_path / "j")
+
+
+def test_a_failed_write_leaves_no_torn_line_and_nothing_follows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "j")
+    before = (tmp_path / "j").read_bytes()
+    journal = Journal(tmp_path / "j")
+    real, calls = os.write, iter([None])
+
+    def full(file: int, content: bytes) -> int:
+        if next(calls, True) is None:
+            return real(file, content[:7])
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError, match="no space"):
+        journal.answers([(5, "k5", SAID, 0.0)])
+    monkeypatch.undo()
+    assert (tmp_path / "j").read_bytes() == before
+    with pytest.raises(UserError, match="could not be written"):
+        journal.answers([(6, "k6", SAID, 0.0)])
+    journal.close()
+    assert (tmp_path / "j").read_bytes() == before
+
+
+def test_what_a_refusal_cost_is_known_again_and_so_are_odd_texts(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j")
+    journal.answers([(0, "k0", Refused("filtered", 30, 4), 0.5)])
+    journal.verdict(0, digest("\ud800"), Verdict(False, "odd", {"text": "\ud800"}))
+    journal.close()
+    journal = Journal(tmp_path / "j")
+    assert journal.known(0, "k0") == Refused("filtered", 30, 4)
+    assert journal.known(0, digest("\ud800")) == Verdict(False, "odd", {"text": "\ud800"})
+    assert journal.spent == Spent(requests=1, prompt_tokens=30, completion_tokens=4, cost=0.5)
+    journal.close()

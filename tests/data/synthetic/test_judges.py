@@ -5,14 +5,16 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from support.recipes import HTTP, load_recipe, write_recipe
 from support.scripted_server import Messages, ScriptedServer
 
 from isthmus.data.synthetic.calibrate import calibrate
 from isthmus.data.synthetic.config import PanelRule
 from isthmus.data.synthetic.judges import Panel, RubricJudge, template_judgement
-from isthmus.data.synthetic.pipeline import folder_lock
+from isthmus.data.synthetic.pipeline import folder_lock, synthesize
 from isthmus.data.synthetic.plan import plan_synthesis
+from isthmus.data.synthetic.progress import SynthesisProgress
 from isthmus.data.synthetic.protocols import Item
 from isthmus.data.synthetic.statistics import kappa
 from isthmus.errors import UserError
@@ -93,6 +95,29 @@ def test_calibration_counts_against_labels_and_asks_once(tmp_path: Path) -> None
     assert lenient.cells == (5, 2, 1, 2)
     assert panel.cells == (3, 0, 3, 4)
     assert strict.kappa == pytest.approx(0.6153846)  # observed 0.8, chance (4 x 6 + 6 x 4) / 100 = 0.48
+
+
+def test_calibrating_other_texts_asks_again_and_draws_on_the_same_budget(tmp_path: Path) -> None:
+    labels = tmp_path / "labels.jsonl"
+    with ScriptedServer(lambda messages: f'{{"correctness": {int("good" in messages[1][1])}, "style": 1}}') as server:
+        judges = "judges: {members: {one: {}}}\nbudget: {requests: 3}\n"
+        path = write_recipe(tmp_path, "mathematics", HTTP.format(url=server.url, parallel=2), judges)
+        config = load_recipe(path, tmp_path / "out")
+
+        def calibrated(*texts: str) -> tuple[int, int, int, int]:
+            labels.write_text("".join(json.dumps({"text": text, "keep": True}) + "\n" for text in texts))
+            with closing(plan_synthesis(config, secrets={})) as plan, folder_lock(plan.out):
+                (found,) = calibrate(plan, labels)
+            return found.cells
+
+        assert calibrated("good", "bad") == (1, 0, 1, 0)
+        assert calibrated("good") == (1, 0, 0, 0)
+        assert calibrated("good", "bad") == (1, 0, 1, 0)
+        with pytest.raises(UserError, match="budget: is spent"):
+            calibrated("another good")
+        with pytest.raises(UserError, match="none of 0 tries"):
+            synthesize(config, SynthesisProgress(Console(quiet=True)), secrets={})
+    assert sum(server.answered.values()) == 3
 
 
 def test_a_bad_label_file_is_refused_with_its_line(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from isthmus.data.synthetic.budget import Budget
 from isthmus.data.synthetic.config import BudgetConfig, GeneratorConfig, SamplingConfig
-from isthmus.data.synthetic.journal import Journal, Spent
+from isthmus.data.synthetic.journal import Journal, Refused, Spent
 from isthmus.data.synthetic.journey import MAIN, Journey, Rules, journey
 from isthmus.data.synthetic.protocols import (
     Candidate,
@@ -175,7 +175,8 @@ def test_when_one_gives_up_the_others_are_written_down_first(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("budget", "most"), [(BudgetConfig(requests=7), 7), (BudgetConfig(tokens=1024 * 3), 3), (BudgetConfig(tokens=5), 0)]
+    ("budget", "most"),
+    [(BudgetConfig(requests=7), 7), (BudgetConfig(tokens=1024 + 60), 0), (BudgetConfig(tokens=5), 0)],
 )
 def test_a_budget_is_never_passed_and_a_larger_one_goes_on(budget: BudgetConfig, most: int, tmp_path: Path) -> None:
     generator = Echo(4)
@@ -198,5 +199,36 @@ def test_what_is_set_aside_is_given_back() -> None:
     assert not budget.reserve(MAIN, request), "108 + 1000 are set aside"
     assert budget.settle(MAIN, request, Completion("", 10, 20, "stop")) == pytest.approx(10.0)
     assert budget.reserve(MAIN, request)
-    assert budget.settle(MAIN, request, None) == 0.0
+    assert budget.settle(MAIN, request, Refused("filtered", 1, 2)) == 1.0
     assert budget.reserve(MAIN, request)
+
+
+@pytest.mark.parametrize(("parallel", "batch"), [(0, 1), (4, 1), (1, 4)])
+def test_what_finds_no_room_waits_for_the_answers_under_way(parallel: int, batch: int, tmp_path: Path) -> None:
+    """One request may take over a thousand tokens and takes five: a budget for two at a time is enough for all."""
+    finished, outcomes = drive(tmp_path, Echo(parallel, batch), 12, budget=BudgetConfig(tokens=1_040 * 2))
+    assert finished
+    assert len(outcomes) == 12
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_a_verifier_that_fails_costs_one_candidate(
+    quick: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(self: Even, item: Item, candidate: Candidate) -> Verdict:
+        if item.id == "2":
+            raise RecursionError("too deep")
+        return Verdict(True)
+
+    monkeypatch.setattr(Even, "check", check)
+    monkeypatch.setattr(Even, "quick", quick, raising=False)
+    finished, outcomes = drive(tmp_path, Echo(), 4, repairs=0)
+    assert finished
+    assert [outcome["tries"][0]["reason"] for outcome in outcomes] == ["", "", "even: cannot be checked", ""]
+
+    def give_up(self: Even, item: Item, candidate: Candidate) -> Verdict:
+        raise UserError("install it")
+
+    monkeypatch.setattr(Even, "check", give_up)
+    with pytest.raises(UserError, match="install it"):
+        drive(tmp_path, Echo(), 6, repairs=0)

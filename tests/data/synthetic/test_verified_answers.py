@@ -158,3 +158,8 @@ def test_false_arithmetic_is_found_and_algebra_left_alone() -> None:
     for label, texts in EQUATIONS.items():
         for text in texts:
             assert Equations().check(Item("1", "t", {}), Candidate(text)).ok is label, text
+
+
+def test_numbers_that_cannot_be_read_are_not_right() -> None:
+    for text in (f"1 + 2 = {'3' * 5_000}", f"{'3' * 5_000} + 1 = 2", f"1 + 1 = 2/{'3' * 5_000}"):
+        assert Equations().check(Item("1", "t", {}), Candidate(text)).reason == "number too long"

@@ -279,3 +279,16 @@ def test_the_filter_looks_at_arguments(machine: str) -> None:
     assert alone(numbers["socketpair"], native, (2,)) == eacces
     assert alone(numbers["prlimit64"], native, (0,)) == allowed
     assert alone(numbers["prlimit64"], native, (1,)) == eperm
+
+
+def test_no_installed_package_of_any_python_can_be_seen(sandbox: Sandbox) -> None:
+    folders = [
+        str(folder)
+        for path in find("python").reads
+        for pattern in ("*-packages", "python3*/*-packages")
+        for folder in Path(path).glob(pattern)
+        if folder.name in ("site-packages", "dist-packages")
+    ]
+    assert folders
+    outcome = run(sandbox, f"import os\nprint([os.listdir(folder) for folder in {folders}])")
+    assert outcome.stdout.decode() == f"{[[]] * len(folders)}\n", outcome.stderr
