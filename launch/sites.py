@@ -198,6 +198,7 @@ _VALIDATE = {
     LaunchKind.slurm: _validate_slurm,
 }
 _JOB_KEYS = ("ssh", "ssh_options", "nodes", "spares", "dir", "python", "modules", "setup", "slurm")
+_JOB_KEYS += ("ranks_per_node", "interface", "affinity", "meeting_port")
 
 
 def _validate_array(sites: Sequence[LaunchSite]) -> None:
