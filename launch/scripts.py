@@ -64,6 +64,8 @@ def job_script(sites: Sequence[LaunchSite], *, launch_id: str, exclude: Sequence
         for number, site in enumerate(sites):
             lines += [f"{number})", *_preparation(site), f"files={shlex.quote(site.files)}", ";;"]
         lines += ['*) echo "isthmus: there is no site $SLURM_ARRAY_TASK_ID" >&2; exit 2 ;;', "esac"]
+        # sbatch's option knows no names of sites.
+        lines.append('exec >>"$files/job-${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID.log" 2>&1')
     else:
         lines += [*_preparation(first), f"files={shlex.quote(first.files)}"]
     lines += ['cp -- "$0" "$files/job.sbatch"', ""]
@@ -95,6 +97,7 @@ def _job_end(site: LaunchSite, launch_id: str, exclude: Sequence[str]) -> str:
         max_requeues=slurm.max_requeues,
         again=" | 1:".join(str(code) for code in (EXIT_SITE_LOST, EXIT_REQUEUE, EXIT_HANG, EXIT_REWIND)),
         moves=EXIT_NODE_LOST,
+        launch_id=shlex.quote(launch_id),
         excluded="".join(f"{shlex.quote(node)}," for node in exclude),
     )
 
@@ -146,7 +149,7 @@ for pause in 5 15 0; do
     state=RUNNING # Slurm does not answer: nobody has said otherwise
     sleep "$pause"
 done
-if [[ $requeue == 1 && "$state" == RUNNING && ! -e "$files/stop" ]]; then
+if [[ $requeue == 1 && "$state" == RUNNING && "$(cat "$files/stop" 2>/dev/null)" != {launch_id} ]]; then
     again=1
 fi
 case "$again:$ended" in
@@ -163,7 +166,7 @@ case "$again:$ended" in
         exit "$code"
     fi
     for pause in 5 15 0; do
-        id="$(sbatch --parsable --exclude="$without" ${{SLURM_ARRAY_TASK_ID:+"--array=$SLURM_ARRAY_TASK_ID"}} \
+        id="$(sbatch --parsable --exclude="$without" ${{SLURM_ARRAY_TASK_ID:+"--array=$SLURM_ARRAY_TASK_ID"}} \\
             --dependency="afterany:$self" "$files/job.sbatch")" && break
         id=
         sleep "$pause"
