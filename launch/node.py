@@ -149,7 +149,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--affinity", choices=[kind.name for kind in Affinity], default="none")
     parser.add_argument("--interface", help="network interface on which the nodes meet")
     parser.add_argument("--meeting-port", type=int, default=0, help="on the first node (default: any)")
-    parser.add_argument("--patience", type=float, help="seconds for ranks to save after a request to stop")
+    parser.add_argument("--patience", type=float, help="seconds for ranks to save after SIGUSR2")
     parser.add_argument("--lost-after", type=float, default=60.0, help="seconds without a sign of life of a node")
     return parser.parse_args(argv)
 

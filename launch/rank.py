@@ -1,4 +1,4 @@
-"""One rank that keeps to its share of the node's cores: `python -m isthmus.launch.rank --affinity cores MODULE WORDS`."""
+"""A rank that keeps to its share of the node's cores: `python -m isthmus.launch.rank --affinity cores MODULE WORDS`."""
 
 import os
 import runpy

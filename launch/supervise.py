@@ -165,8 +165,8 @@ class Supervisor:
         # A device that is broken is reported by its rank.
         broken = "CUDA error" in str(outcome.get("error", "")) and "rank" in outcome
         lost = [node for node in nodes if ends[node].code == EXIT_NODE_LOST]
-        for node in lost:
-            self._leave_out(node, "it was lost")
+        for gone in lost:
+            self._leave_out(gone, "it was lost")
         node = blamed(nodes, ends, int(outcome["rank"]) if broken else None)
         if lost:
             self._blamed.clear()  # what failed with it may have been a consequence

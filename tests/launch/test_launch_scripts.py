@@ -140,7 +140,7 @@ def test_plain_torchrun_gets_the_same_run(tmp_path: Path) -> None:
 
 # What the script of a job calls, each with its words on a line of `calls`.
 _PROGRAMS = {
-    "srun": 'echo "$ENDS" >"$FILES/exit"; printf "$EXCLUDED" >"$FILES/excluded"; echo "${STOPPED:-}" >"$FILES/stop"; exit 1',
+    "srun": 'cd "$FILES"; echo "$ENDS" >exit; printf "$EXCLUDED" >excluded; echo "${STOPPED:-}" >stop; exit 1',
     "squeue": 'echo "squeue $*" >>"$CALLS"; [[ -z ${SILENT:-} ]] || exit 1; echo RUNNING',
     "scontrol": 'echo "scontrol $*" >>"$CALLS"',
     "sbatch": 'echo "sbatch $*" >>"$CALLS"; [[ -z ${SILENT:-} ]] || exit 1; echo 99',
