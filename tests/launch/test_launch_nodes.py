@@ -157,7 +157,7 @@ def _meet_nobody() -> Ended:
     from torch.distributed import TCPStore
 
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    return Ranks(1, [], program=("-c", "")).run(Meeting("x-0", 2, f"127.0.0.1:{store.port}", "127.0.0.1", 1.0))
+    return Ranks(1, [], program=("-c", "pass")).run(Meeting("x-0", 2, f"127.0.0.1:{store.port}", "127.0.0.1", 1.0))
 
 
 def test_a_frozen_rank_is_ended_also_where_the_first_node_stands_by(tmp_path: Path) -> None:

@@ -172,9 +172,7 @@ _TASK = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "1"}
         ),
     ],
 )
-def test_how_a_job_follows_itself(
-    environment: dict[str, str], code: int, last: str, job: str, tmp_path: Path
-) -> None:
+def test_how_a_job_follows_itself(environment: dict[str, str], code: int, last: str, job: str, tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     for name, body in _PROGRAMS.items():
         (tmp_path / "bin" / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
