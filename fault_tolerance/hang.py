@@ -67,18 +67,28 @@ class Notes:
 
     def speaker(self) -> int | None:
         """Return the lowest rank that has raised the alarm, which speaks for all; None: nobody has."""
-        for path in sorted(self.folder.glob("alarm-*.json")):
-            with suppress(OSError, ValueError, KeyError, TypeError):
-                raised = json.loads(path.read_text())["time"]
-                if raised >= self._since and time.time() - raised < self._lifetime:
-                    return int(path.stem.removeprefix("alarm-"))
-        return None
+        return min(self._alarms(), default=None)
 
     def gather(self, size: int, patience_seconds: float) -> list[Note]:
         """Return the notes of all ranks, or of those that have written one in time."""
         give_up = time.monotonic() + patience_seconds
-        while len(list(self.folder.glob("rank-*.json"))) < size and time.monotonic() < give_up:
+        raised = min(self._alarms().values(), default=self._since)
+        # Of an alarm before there may be notes already: better than none, but not what is waited for.
+        while sum(note.time >= raised for note in self._read()) < size and time.monotonic() < give_up:
             time.sleep(min(0.2, patience_seconds / 10))
+        return self._read()
+
+    def _alarms(self) -> dict[int, float]:
+        """Return when which ranks have raised an alarm that is not over."""
+        found = {}
+        for path in self.folder.glob("alarm-*.json"):
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                raised = float(json.loads(path.read_text())["time"])
+                if raised >= self._since and time.time() - raised < self._lifetime:
+                    found[int(path.stem.removeprefix("alarm-"))] = raised
+        return found
+
+    def _read(self) -> list[Note]:
         found = []
         for path in sorted(self.folder.glob("rank-*.json")):
             with suppress(OSError, ValueError, TypeError):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 _EVERY_SECONDS = 5.0
+LEAST_SILENCE_SECONDS = 3 * _EVERY_SECONDS  # less may be a slow disk
 
 
 class Heartbeat:
@@ -71,6 +72,14 @@ def read_heartbeats(folder: Path) -> list[dict[str, Any]]:
         with suppress(OSError, ValueError):
             found.append(json.loads(path.read_text()))
     return found
+
+
+def forget_heartbeats(folder: Path, size: int) -> None:
+    """Remove those of an earlier attempt with more ranks."""
+    for path in (folder / "heartbeats").glob("rank-*.json"):
+        with suppress(OSError, ValueError):
+            if int(path.stem.removeprefix("rank-")) >= size:
+                path.unlink()
 
 
 class HeartbeatMonitor:

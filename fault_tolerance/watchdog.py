@@ -20,6 +20,7 @@ from isthmus.fault_tolerance.deadlines import Deadlines
 from isthmus.fault_tolerance.hang import Note, Notes, diagnose
 from isthmus.fault_tolerance.pulse import Pulse, PulseMemory
 from isthmus.fault_tolerance.watcher import DUMP_SIGNAL, HANGS, LEAVE, SUSPICIONS, Options, write_outcome
+from isthmus.processes import attempt_id
 
 START = "start"  # until training begins
 
@@ -83,7 +84,7 @@ class Watchdog(NoWatchdog):
             grace_seconds=config.grace_seconds,
             least_deadline=min(floor_seconds, config.first_seconds, suspicion_seconds),
             since=time.time(),
-            launcher=os.getppid(),
+            attempt_id=attempt_id(),
         )
         self._notes = Notes(folder / "logs" / HANGS, self._options.since)
         if rank == 0:

@@ -43,7 +43,7 @@ class Options:
     grace_seconds: float
     least_deadline: float
     since: float
-    launcher: int
+    attempt_id: str
 
 
 class Watcher:
@@ -162,7 +162,7 @@ def write_outcome(options: Options, guilty: list[int], line: str) -> None:
     before: dict[str, Any] = {}
     with suppress(OSError, ValueError):
         before = json.loads(path.read_text())
-    if before.get("status") == "running" and before.get("launcher") in (None, options.launcher):
+    if before.get("status") == "running" and before.get("attempt_id") in (None, options.attempt_id):
         outcome = {"status": "failed", "exit_code": EXIT_HANG, "rank": guilty[0] if guilty else 0, "error": line}
         write_json(path, outcome)
 

@@ -5,6 +5,7 @@ the ranks, which finish their step and save.
 """
 
 import logging
+import math
 import os
 import signal
 import sys
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from isthmus.errors import EXIT_OK
+from isthmus.errors import EXIT_BUG, EXIT_OK
 from isthmus.launch.sites_file import Affinity
 from isthmus.processes import DIE_WITH_PARENT
 
@@ -31,6 +32,7 @@ class Meeting:
     nodes: int = 1
     endpoint: str | None = None  # of a store that is there already
     address: str = "localhost"  # of this node; its own name may lead nowhere
+    join_seconds: float = 600.0  # for the others to come
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,9 @@ class Ranks:
 
     Args:
         arguments: of each rank.
-        program: that python runs as a rank.
-        patience_seconds: after a request to stop, ranks that are still there are killed; None: they have all the time.
+        module: that python runs as a rank.
+        program: in its place, for a rank that binds itself.
+        patience_seconds: after SIGUSR2, which announces a limit, ranks that are still there are killed; None: never.
     """
 
     def __init__(
@@ -57,22 +60,27 @@ class Ranks:
         processes: int,
         arguments: Sequence[str],
         *,
-        program: Sequence[str] = ("-m", "isthmus.train"),
+        module: str = "isthmus.train",
+        program: Sequence[str] | None = None,
         affinity: Affinity = Affinity.none,
         patience_seconds: float | None = None,
     ) -> None:
         self._processes, self._patience = processes, patience_seconds
-        if affinity is not Affinity.none:
-            program = ("-m", "isthmus.launch.rank", "--affinity", affinity.name)
+        if program is None:
+            bound = ("-m", "isthmus.launch.rank", "--affinity", affinity.name, module)
+            program = ("-m", module) if affinity is Affinity.none else bound
         self._arguments = [*program, *arguments]
         self._killed = False
         self._told: set[int] = set()  # processes that know of the request
         self.request: signal.Signals | None = None
+        self.cut_short = False  # ranks were killed before they had done what was requested
 
     def run(self, meeting: Meeting) -> Ended:
         """Run all ranks to their end."""
+        from torch.distributed import DistError
         from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+        from torch.distributed.elastic.rendezvous import RendezvousError
         from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
         logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
@@ -80,6 +88,7 @@ class Ranks:
         os.environ[DIE_WITH_PARENT] = "1"
         self._killed = False
         # The agent's own scratch files, which it would leave behind.
+        configs = {"is_host": False, "join_timeout": math.ceil(meeting.join_seconds)}
         with tempfile.TemporaryDirectory(prefix="isthmus-launch-") as scratch:
             agent = LaunchConfig(
                 min_nodes=meeting.nodes,
@@ -88,7 +97,7 @@ class Ranks:
                 run_id=meeting.run_id,
                 rdzv_backend="c10d",
                 rdzv_endpoint=meeting.endpoint or "localhost:0",
-                rdzv_configs={} if meeting.endpoint is None else {"is_host": False},
+                rdzv_configs={} if meeting.endpoint is None else configs,
                 local_addr=meeting.address,
                 max_restarts=0,
                 monitor_interval=0.1,
@@ -100,6 +109,11 @@ class Ranks:
             except ChildFailedError as error:
                 rank, failure = error.get_first_failure()
                 return Ended(failure.exitcode, rank, tuple(sorted(error.failures)), self._killed)
+            except (RendezvousError, DistError) as error:
+                # Another agent was lost before all had met: its supervisor, or the leader, knows more.
+                reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
+                print(f"isthmus: the agents of the nodes have not met: {reason[0]}", file=sys.stderr, flush=True)
+                return Ended(EXIT_BUG, killed=True)
         return Ended()
 
     @property
@@ -123,13 +137,17 @@ class Ranks:
                 signal.signal(number, handler)
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
-        if self.request is None and self._patience is not None:
-            timer = threading.Timer(self._patience, _signal_children, [signal.SIGKILL])
+        if number == signal.SIGUSR2 and self._patience is not None:
+            timer = threading.Timer(self._patience, self._cut_short)
             timer.daemon = True
             timer.start()
+            self._patience = None
         self.request = self.request or signal.Signals(number)
         # The agent starts ranks in sessions of their own: a terminal's Ctrl-C does not reach them by itself.
         self._told |= _signal_children(number)
+
+    def _cut_short(self) -> None:
+        self.cut_short = bool(_signal_children(signal.SIGKILL))
 
     def remind(self) -> None:
         """Tell ranks of a request that came before they were started."""

@@ -5,17 +5,18 @@ name has to be resolved and no port agreed upon. torchrun's agents meet in the s
 """
 
 import json
+import signal
 import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
-from isthmus.errors import EXIT_NODE_LOST, UserError
+from isthmus.errors import EXIT_NODE_LOST, EXIT_OK, UserError
 from isthmus.files import write_json
 from isthmus.launch.agent import Ended, Meeting
 
@@ -57,11 +58,12 @@ class Crew(Protocol):
         """Return why the ranks of this node have to be ended, if they have to."""
         ...
 
-    def collect(self, order: Order, ended: Ended | None) -> dict[int, Ended]:
+    def collect(self, order: Order, ended: Ended | None, frozen: Callable[[], bool]) -> dict[int, Ended]:
         """Return how every node's ranks ended; a node that was lost has EXIT_NODE_LOST.
 
         Args:
             ended: how this node's did; None if it stood by.
+            frozen: says whether a rank has shown no sign of life for too long; then all are ended.
         """
         ...
 
@@ -76,12 +78,12 @@ class Alone:
         self.names: Mapping[int, str] = {0: socket.gethostname()}
 
     def run(self, order: Order) -> Meeting:
-        return Meeting(self._run_id)
+        return Meeting(f"{self._run_id}-{order.number}")
 
     def trouble(self, order: Order) -> str | None:
         return None
 
-    def collect(self, order: Order, ended: Ended | None) -> dict[int, Ended]:
+    def collect(self, order: Order, ended: Ended | None, frozen: Callable[[], bool]) -> dict[int, Ended]:
         assert ended is not None
         return {0: ended}
 
@@ -190,7 +192,7 @@ class Leader(_Member):
 
     def run(self, order: Order) -> Meeting:
         self.say(f"order/{order.number}", asdict(order))
-        return Meeting(f"{self._launch_id}-{order.number}", len(order.nodes), self._endpoint, self._address)
+        return _meeting(self._launch_id, order, self._endpoint, self._address, self._timing)
 
     def trouble(self, order: Order) -> str | None:
         for node in order.nodes:
@@ -200,9 +202,10 @@ class Leader(_Member):
                 return f"node {node} has given no sign of life for {self._timing.lost_seconds:.0f} s"
         return _failed_elsewhere(self, order)
 
-    def collect(self, order: Order, ended: Ended | None) -> dict[int, Ended]:
+    def collect(self, order: Order, ended: Ended | None, frozen: Callable[[], bool]) -> dict[int, Ended]:
         found = {} if ended is None else {0: ended}
-        if ended is not None and ended.code:
+        failed = ended is not None and ended.code != EXIT_OK
+        if failed:
             self.say(f"failed/{order.number}", 0)
         while missing := [node for node in order.nodes if node not in found]:
             for node in missing:
@@ -212,6 +215,9 @@ class Leader(_Member):
                     self.lost.add(node)
                     found[node] = Ended(EXIT_NODE_LOST)
                     self.say(f"failed/{order.number}", node)
+            if missing and not failed and frozen():
+                failed = True
+                self.say(f"failed/{order.number}", 0)
             time.sleep(_PAUSE_SECONDS)
         return found
 
@@ -250,7 +256,7 @@ class Follower(_Member):
         return Order(**{**said, "nodes": tuple(said["nodes"])})
 
     def run(self, order: Order) -> Meeting:
-        return Meeting(f"{self._launch_id}-{order.number}", len(order.nodes), self._endpoint, self._address)
+        return _meeting(self._launch_id, order, self._endpoint, self._address, self._timing)
 
     def takes_part(self, order: Order) -> bool:
         return self._node in order.nodes
@@ -290,6 +296,12 @@ def own_name_and_address(interface: str | None, name: str | None = None) -> tupl
     return name or socket.gethostname(), address
 
 
+def _meeting(launch_id: str, order: Order, endpoint: str, address: str, timing: Timing) -> Meeting:
+    # All agents are there: the one that is last has ranks to end first. One that does not come is lost.
+    join_seconds = 2 * timing.lost_seconds + timing.grace_seconds
+    return Meeting(f"{launch_id}-{order.number}", len(order.nodes), endpoint, address, join_seconds)
+
+
 def _failed_elsewhere(member: _Member, order: Order) -> str | None:
     node = member.hear(f"failed/{order.number}")
     return None if node is None else f"ranks of node {node} have failed"
@@ -324,8 +336,12 @@ def blamed(order: Sequence[int], ends: Mapping[int, Ended], cause: int | None) -
         cause: the rank whose error says that its device is broken.
     """
     for node in order:
-        end = ends[node]
-        by_signal = end.code < 0 and not end.killed
-        if end.code == EXIT_NODE_LOST or by_signal or (cause is not None and cause in end.ranks):
+        if ends[node].code == EXIT_NODE_LOST:
             return node
-    return None
+    signalled = [node for node in order if ends[node].code < 0 and not ends[node].killed]
+    aborted = [node for node in signalled if ends[node].code == -signal.SIGABRT]
+    for node in order:
+        if (node in signalled and node not in aborted) or (cause is not None and cause in ends[node].ranks):
+            return node
+    # NCCL aborts ranks on all nodes because of one: on which, several do not say.
+    return aborted[0] if len(aborted) == 1 else None

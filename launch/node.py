@@ -4,10 +4,12 @@ The first node leads, the others follow. Under Slurm which node this is comes fr
 """
 
 import argparse
+import json
 import os
 import socket
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from isthmus.files import write_atomically, write_json
 from isthmus.launch.agent import Ranks
 from isthmus.launch.crew import Crew, Follower, Leader, Timing, own_name_and_address
 from isthmus.launch.sites_file import Affinity
-from isthmus.launch.supervise import Supervisor, follow, tell
+from isthmus.launch.supervise import Supervisor, follow, tell, unwanted
 from isthmus.train.config import Config, run_name, site_name
 from isthmus.train.validate import load_corpus, plan_run, prepare_folder
 
@@ -40,8 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = Path(config.run.dir).expanduser().absolute() / run_name(config) / site_name(config)
         prepare_folder(folder / "launch")
         place = place_of(os.environ, words.nodes, words.node, words.launch_id)
-        again = _began_before(folder, place.node, words.launch_id)
-        if again and config.checkpoint.resume == "never":
+        if config.checkpoint.resume == "never" and _has_begun_anew(folder, place.node, words.launch_id):
             # That was for the first start of this launch.
             config.checkpoint = replace(config.checkpoint, resume="auto")
         code = _run(words, config, folder, place)
@@ -79,7 +80,7 @@ def _run(words: argparse.Namespace, config: Config, folder: Path, place: Place) 
     timing = Timing(lost_seconds=words.lost_after)
     if place.node:
         follower = Follower(folder / "launch", place.launch_id, node=place.node, name=place.name, timing=timing)
-        _say_started(folder, place, words.launch_id)
+        _say_started(folder, place, words.launch_id, [])
         return follow(ranks, follower, grace_seconds=timing.grace_seconds)
     crew: Crew | None = None
     if place.nodes > 1:
@@ -103,27 +104,37 @@ def _run(words: argparse.Namespace, config: Config, folder: Path, place: Place) 
         if crew is not None:
             crew.end(error.exit_code)
         raise
-    _say_started(folder, place, words.launch_id)
+    _say_started(folder, place, words.launch_id, unwanted(config, folder))
     supervisor = Supervisor(
         config,
         folder,
         ranks,
         crew,
         needed=words.taking_part,
-        can_move="SLURM_JOB_ID" in os.environ,
+        # Within salloc there may be agents that nobody would start again.
+        can_move=words.nodes is None and "SLURM_JOB_ID" in os.environ,
         grace_seconds=timing.grace_seconds,
     )
     return supervisor.run()
 
 
-def _began_before(folder: Path, node: int, launch_id: str) -> bool:
-    path = folder / "launch" / f"node-{node}.json"
-    return path.exists() and launch_id in path.read_text()
+def _has_begun_anew(folder: Path, node: int, launch_id: str) -> bool:
+    """Return whether an earlier start of this launch has set aside the checkpoints that were there before it."""
+    with suppress(OSError, ValueError):
+        started = json.loads((folder / "launch" / f"node-{node}.json").read_text())
+        return started["launch"] == launch_id and not any(Path(path).exists() for path in started.get("unwanted", []))
+    return False
 
 
-def _say_started(folder: Path, place: Place, launch_id: str) -> None:
+def _say_started(folder: Path, place: Place, launch_id: str, unwanted: Sequence[Path]) -> None:
     """Whoever started this node waits for it; `launch stop` finds the process by it."""
-    started = {"launch": launch_id, "node": place.name, "host": socket.gethostname(), "process": os.getpid()}
+    started = {
+        "launch": launch_id,
+        "node": place.name,
+        "host": socket.gethostname(),
+        "process": os.getpid(),
+        "unwanted": [str(path) for path in unwanted],
+    }
     write_json(folder / "launch" / f"node-{place.node}.json", started)
 
 
@@ -138,7 +149,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--affinity", choices=[kind.name for kind in Affinity], default="none")
     parser.add_argument("--interface", help="network interface on which the nodes meet")
     parser.add_argument("--meeting-port", type=int, default=0, help="on the first node (default: any)")
-    parser.add_argument("--patience", type=float, help="seconds for ranks to save after a request to stop")
+    parser.add_argument("--patience", type=float, help="seconds for ranks to save after SIGUSR2")
     parser.add_argument("--lost-after", type=float, default=60.0, help="seconds without a sign of life of a node")
     return parser.parse_args(argv)
 

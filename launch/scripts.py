@@ -7,9 +7,9 @@ import shlex
 from collections.abc import Sequence
 
 from isthmus.config import to_yaml
-from isthmus.errors import EXIT_NODE_LOST, EXIT_REQUEUE, EXIT_SITE_LOST
+from isthmus.errors import EXIT_HANG, EXIT_NODE_LOST, EXIT_REQUEUE, EXIT_REWIND, EXIT_SITE_LOST
 from isthmus.launch.sites import LaunchSite
-from isthmus.launch.sites_file import Affinity
+from isthmus.launch.sites_file import Affinity, SiteSpec
 from isthmus.train.config import run_name
 
 _END = "END_OF_CONFIGURATION"
@@ -64,6 +64,8 @@ def job_script(sites: Sequence[LaunchSite], *, launch_id: str, exclude: Sequence
         for number, site in enumerate(sites):
             lines += [f"{number})", *_preparation(site), f"files={shlex.quote(site.files)}", ";;"]
         lines += ['*) echo "isthmus: there is no site $SLURM_ARRAY_TASK_ID" >&2; exit 2 ;;', "esac"]
+        # sbatch's option knows no names of sites.
+        lines.append('exec >>"$files/job-${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID.log" 2>&1')
     else:
         lines += [*_preparation(first), f"files={shlex.quote(first.files)}"]
     lines += ['cp -- "$0" "$files/job.sbatch"', ""]
@@ -93,24 +95,33 @@ def _job_end(site: LaunchSite, launch_id: str, exclude: Sequence[str]) -> str:
         srun=" \\\n    ".join(["srun", *quoted, command + ' --config="$files/config.yaml"']),
         requeue=int(slurm.requeue),
         max_requeues=slurm.max_requeues,
-        again=f"{EXIT_SITE_LOST} | 1:{EXIT_REQUEUE}",
+        again=" | 1:".join(str(code) for code in (EXIT_SITE_LOST, EXIT_REQUEUE, EXIT_HANG, EXIT_REWIND)),
         moves=EXIT_NODE_LOST,
+        launch_id=shlex.quote(launch_id),
         excluded="".join(f"{shlex.quote(node)}," for node in exclude),
     )
 
 
 # The shell runs a trap only between commands, so the step is in the background and waited for.
 _JOB_END = """\
+# Of a task of an array, SLURM_JOB_ID may be that of the whole array.
+self="${{SLURM_ARRAY_JOB_ID:+${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID}}"
+self="${{self:-$SLURM_JOB_ID}}"
+step=
 interrupted=0
 forward() {{
     interrupted=1
     echo "isthmus: asked to stop, the ranks are told" >&2
-    kill -s USR2 "$step" 2>/dev/null || true
+    [[ -z $step ]] || kill -s USR2 "$step" 2>/dev/null || true
 }}
 trap forward USR2 TERM
 rm -f -- "$files/exit"
 {srun} &
 step=$!
+if [[ $interrupted == 1 ]]; then # before there was a step
+    interrupted=0
+    kill -s USR2 "$step" 2>/dev/null || true
+fi
 while :; do
     code=0
     wait "$step" || code=$?
@@ -125,26 +136,46 @@ if [[ -s "$files/exit" ]]; then
 elif [[ $code -gt 128 ]]; then
     ended=killed
 fi
+if [[ $ended == {moves} && ! -s "$files/excluded" ]]; then
+    ended=killed # nothing says which node to leave out
+fi
 echo "isthmus: the run ended with $ended, the step with exit code $code" >&2
 
 # Whoever has cancelled the job, or queued it again, has the last word: it is then no longer running.
 again=0
 requeue={requeue}
-state="$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)"
-if [[ $requeue == 1 && "$state" == RUNNING && ! -e "$files/stop" ]]; then
+for pause in 5 15 0; do
+    state="$(squeue --noheader --jobs="$self" --format=%T)" && break
+    state=RUNNING # Slurm does not answer: nobody has said otherwise
+    sleep "$pause"
+done
+if [[ $requeue == 1 && "$state" == RUNNING && "$(cat "$files/stop" 2>/dev/null)" != {launch_id} ]]; then
     again=1
 fi
 case "$again:$ended" in
 1:{again} | 1:killed)
     if [[ ${{SLURM_RESTART_COUNT:-0}} -lt {max_requeues} ]]; then
-        scontrol requeue "$SLURM_JOB_ID" || echo "isthmus: not queued again" >&2
+        scontrol requeue "$self" || echo "isthmus: not queued again" >&2
         sleep 60 # Slurm ends this script when it has taken the job back
     fi
     ;;
 1:{moves}) # a node failed: the same job without it
     without="{excluded}$(paste -sd, "$files/excluded")"
-    id="$(sbatch --parsable --exclude="$without" \
-        --dependency="afterany:$SLURM_JOB_ID" "$files/job.sbatch")"
+    if [[ $(wc -l <"$files/excluded") -gt {max_requeues} ]]; then
+        echo "isthmus: not queued again: it has left too many nodes, $without" >&2
+        exit "$code"
+    fi
+    for pause in 5 15 0; do
+        id="$(sbatch --parsable --exclude="$without" ${{SLURM_ARRAY_TASK_ID:+"--array=$SLURM_ARRAY_TASK_ID"}} \\
+            --dependency="afterany:$self" "$files/job.sbatch")" && break
+        id=
+        sleep "$pause"
+    done
+    if [[ -z $id ]]; then
+        echo "isthmus: not queued again" >&2
+        exit "$code"
+    fi
+    id="$id${{SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}}"
     echo "$id" >"$files/job"
     echo "isthmus: job $id follows without $without" >&2
     ;;
@@ -205,6 +236,11 @@ def _preparation(site: LaunchSite) -> list[str]:
     if spec.modules or spec.setup:
         # Modules and activation scripts use variables that nobody has set.
         lines += ["set +u", preamble(site), "set -u"]
+    return [*lines, *(f"export {name}={shlex.quote(value)}" for name, value in environment_of(spec).items())]
+
+
+def environment_of(spec: SiteSpec) -> dict[str, str]:
+    """Return the variables that the ranks of a site get."""
     variables = dict(spec.env)
     if spec.interface is not None:
         variables |= {"NCCL_SOCKET_IFNAME": spec.interface, "GLOO_SOCKET_IFNAME": spec.interface}
@@ -212,8 +248,7 @@ def _preparation(site: LaunchSite) -> list[str]:
         variables["OMP_NUM_THREADS"] = str(spec.threads)
     # Spinning threads make a CPU run ten times slower beside one busy process.
     variables.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    lines += [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
-    return lines
+    return variables
 
 
 def _node_command(site: LaunchSite) -> list[str]:

@@ -198,11 +198,12 @@ _VALIDATE = {
     LaunchKind.slurm: _validate_slurm,
 }
 _JOB_KEYS = ("ssh", "ssh_options", "nodes", "spares", "dir", "python", "modules", "setup", "slurm")
+_AGENT_KEYS = ("ranks_per_node", "interface", "affinity", "meeting_port")
 
 
 def _validate_array(sites: Sequence[LaunchSite]) -> None:
     """The tasks of an array are one job with one set of options."""
-    for key in _JOB_KEYS:
+    for key in (*_JOB_KEYS, *_AGENT_KEYS):
         first = getattr(sites[0].spec, key)
         for site in sites[1:]:
             if getattr(site.spec, key) != first:

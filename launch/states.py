@@ -12,7 +12,8 @@ from isthmus.launch.site_state import site_state
 from isthmus.launch.start import in_parallel
 
 # squeue(1), JOB STATE CODES, of jobs that will do no more.
-_OVER = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"}
+_OVER = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"}
+_OVER |= {"REVOKED", "TIMEOUT"}
 
 
 def states(sites: Sequence[SiteRecord]) -> list[dict[str, Any]]:
@@ -66,6 +67,8 @@ def _state(site: SiteRecord) -> dict[str, Any]:
 
 def _job_state(site: SiteRecord, job: str) -> dict[str, Any]:
     answer = site.shells()[0].run(f"squeue --noheader --jobs={shlex.quote(job)} --states=all --format='%T|%r'")
-    state, _, reason = answer.out.strip().partition("|") if answer.code == 0 else ("", "", "")
     # Slurm forgets a job some minutes after its end.
+    if answer.code and "invalid job id" not in answer.err.lower():
+        raise Unreachable(answer.last_words)
+    state, _, reason = answer.out.strip().partition("|") if answer.code == 0 else ("", "", "")
     return {"job_state": state or "COMPLETED", "reason": reason if state == "PENDING" else None}

@@ -34,9 +34,10 @@ def main(argv: Sequence[str]) -> int:
             print(_USAGE, end="")
             return EXIT_OK if words.help else UserError.exit_code
         wait_seconds = words.number("--wait", 600)
-        sites = chosen_sites(read_record(Path(words.rest[0]).expanduser()), words.rest[1:])
+        record = read_record(Path(words.rest[0]).expanduser())
+        sites = chosen_sites(record, words.rest[1:])
         for site in sites:
-            _forbid_requeue(site)
+            _forbid_requeue(site, record.launch_id)
         for site, state in zip(sites, states(sites), strict=True):
             _stop(site, state)
         return _wait(sites, wait_seconds)
@@ -45,10 +46,10 @@ def main(argv: Sequence[str]) -> int:
         return error.exit_code
 
 
-def _forbid_requeue(site: SiteRecord) -> None:
-    """In every site before any is stopped: they end together."""
+def _forbid_requeue(site: SiteRecord, launch_id: str) -> None:
+    """In every site before any is stopped: they end together. A later launch, by hand, is not meant."""
     if site.job is not None:
-        _run(site, f"touch {shlex.quote(f'{site.folder}/launch/stop')}")
+        _run(site, f"echo {shlex.quote(launch_id)} >{shlex.quote(f'{site.folder}/launch/stop')}")
 
 
 def _stop(site: SiteRecord, state: dict[str, Any]) -> None:

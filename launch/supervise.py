@@ -32,6 +32,7 @@ _WATCH_SECONDS = 0.5
 _FAILURES_OF_A_NODE = 2  # in a row, without a new step: then it is left out
 STATE = "launch/supervisor.json"
 EXCLUDED = "launch/excluded"
+_MOVED = "launch/moved"  # the step that was reached when ranks kept dying on a node, and the job left it
 
 
 class Supervisor:
@@ -58,7 +59,7 @@ class Supervisor:
         grace_seconds: float = 10.0,
     ) -> None:
         self._config, self._folder, self._ranks, self._needed = config, folder, ranks, needed
-        self._crew: Crew = crew or Alone(folder.parent.name)
+        self._crew: Crew = crew or Alone(f"{folder.parent.name}-{os.getpid()}")
         self._can_move, self._grace_seconds = can_move, grace_seconds
         self._budget = RetryBudget(config.restart.without_progress, best_step=self._reached_step())
         self._attempts = 0
@@ -66,6 +67,7 @@ class Supervisor:
         self._excluded: dict[int, str] = {}
         self._blamed: list[int] = []  # the node of each failure since the last new step
         self._said: list[str] = []
+        self._unwanted = unwanted(config, folder)
 
     def run(self) -> int:
         """Return the exit code of the last attempt, EXIT_NODE_LOST or EXIT_GAVE_UP."""
@@ -82,7 +84,7 @@ class Supervisor:
             nodes = self._chosen()
             if nodes is None:
                 return self._lacks_nodes()
-            before = self._outcome()
+            before = self._outcome_mark()
             ends = self._attempt(nodes)
             rank, code, changed = self._first_failure(nodes, ends, before)
             if self._ranks.request is not None and code != EXIT_OK:
@@ -105,8 +107,8 @@ class Supervisor:
             self._keep("restarting", code)
             if not advanced:
                 self._pause()
-            if self._config.checkpoint.resume == "never":
-                # That was for the first attempt: what it has saved since is worth keeping.
+            if self._config.checkpoint.resume == "never" and not any(path.exists() for path in self._unwanted):
+                # That was for what was there before, which is set aside: what was saved since is worth keeping.
                 checkpoint = dataclasses.replace(self._config.checkpoint, resume="auto")
                 self._config.checkpoint = checkpoint
 
@@ -120,7 +122,9 @@ class Supervisor:
 
     def _after_request(self, code: int) -> int:
         """A rank that is told to stop before it listens dies of the signal: the scheduler's wish all the same."""
-        return EXIT_REQUEUE if code < 0 or rule_for(code).action is Action.restart else code
+        if self._ranks.cut_short:
+            self._tell("the ranks had no time left to save: what they did since the last checkpoint is lost")
+        return EXIT_REQUEUE if code < 0 or rule_for(code).action is not Action.end else code
 
     def _give_up(self, code: int, reached: int) -> int:
         if self._budget.limit == 0:
@@ -141,12 +145,17 @@ class Supervisor:
         return tuple(present[: self._needed]) if len(present) >= self._needed else None
 
     def _lacks_nodes(self) -> int:
-        names = list(self._excluded.values())
-        self._tell(f"without {', '.join(names)} too few nodes are left: to be started again on others")
-        path = self._folder / EXCLUDED
-        with suppress(OSError):
+        names, reached = list(self._excluded.values()), self._reached_step()
+        path, moved = self._folder / EXCLUDED, self._folder / _MOVED
+        with suppress(OSError, ValueError):
             before = path.read_text().splitlines() if path.exists() else []  # of earlier jobs
+            if self._blamed and before and moved.exists() and reached <= int(moved.read_text()):
+                self._tell(f"ranks die on {', '.join(names)} as on the nodes before, at step {max(reached, 0)}")
+                return EXIT_GAVE_UP
             write_atomically(path, "".join(f"{name}\n" for name in dict.fromkeys([*before, *names])).encode())
+            if self._blamed:
+                write_atomically(moved, f"{reached}\n".encode())
+        self._tell(f"without {', '.join(names)} too few nodes are left: to be started again on others")
         return EXIT_NODE_LOST
 
     def _blame(self, nodes: tuple[int, ...], ends: dict[int, Ended], outcome: dict[str, Any], reached: int) -> None:
@@ -155,17 +164,23 @@ class Supervisor:
             self._blamed.clear()
         # A device that is broken is reported by its rank.
         broken = "CUDA error" in str(outcome.get("error", "")) and "rank" in outcome
+        lost = [node for node in nodes if ends[node].code == EXIT_NODE_LOST]
+        for gone in lost:
+            self._leave_out(gone, "it was lost")
         node = blamed(nodes, ends, int(outcome["rank"]) if broken else None)
-        if node is None:
+        if lost:
+            self._blamed.clear()  # what failed with it may have been a consequence
+        if lost or node is None:
             return
         self._blamed.append(node)
-        lost = ends[node].code == EXIT_NODE_LOST
         again = self._blamed[-_FAILURES_OF_A_NODE:] == [node] * _FAILURES_OF_A_NODE
         replaceable = self._can_move or len(self._present()) > self._needed
-        if lost or (again and replaceable):
-            self._excluded[node] = self._names[node]
-            why = "it was lost" if lost else f"{_FAILURES_OF_A_NODE} failures in a row without a new step"
-            self._tell(f"{self._names[node]} is left out: {why}")
+        if again and replaceable:
+            self._leave_out(node, f"{_FAILURES_OF_A_NODE} failures in a row without a new step")
+
+    def _leave_out(self, node: int, why: str) -> None:
+        self._excluded[node] = self._names[node]
+        self._tell(f"{self._names[node]} is left out: {why}")
 
     def _attempt(self, nodes: tuple[int, ...]) -> dict[int, Ended]:
         """Run all ranks of all nodes to their end; return how each node's ended."""
@@ -179,33 +194,49 @@ class Supervisor:
         def trouble() -> str | None:
             return self._crew.trouble(order) or pulse.lost()
 
+        def frozen() -> bool:
+            if (why := pulse.lost()) is not None:
+                tell(f"{why}: ending the ranks of all nodes")
+            return why is not None
+
         ended = None
         if 0 in nodes:
             with watching(self._ranks, trouble, self._grace_seconds):
                 ended = self._ranks.run(meeting)
-        return self._crew.collect(order, ended)
+        return self._crew.collect(order, ended, frozen)
 
     def _first_failure(
-        self, nodes: tuple[int, ...], ends: dict[int, Ended], before: dict[str, Any]
+        self, nodes: tuple[int, ...], ends: dict[int, Ended], before: tuple[int, int] | None
     ) -> tuple[int, int, dict[str, Any]]:
         """Return the rank that failed first, its exit code, and the outcome if it has left one."""
         failed = [ends[node] for node in nodes if ends[node].code != EXIT_OK]
         if not failed:
             return 0, EXIT_OK, {}
-        outcome = self._outcome()
-        changed = outcome if outcome != before else {}
+        # Two attempts may fail with the same words.
+        changed = self._outcome() if self._outcome_mark() != before else {}
         # Of a rank that hung and had to be killed, the watchdog has written so.
         if changed.get("exit_code") == EXIT_HANG:
             return int(changed.get("rank", failed[0].rank)), EXIT_HANG, changed
         # What a machine or a signal has ended could say nothing; the others' errors are consequences.
+        said = isinstance(changed.get("exit_code"), int)
         silent = [end for end in failed if end.code == EXIT_NODE_LOST or (end.code < 0 and not end.killed)]
+        # But NCCL and assertions abort a rank because of another's error.
+        silent = [end for end in silent if end.code != -signal.SIGABRT or not said]
         if silent:
-            return silent[0].rank, silent[0].code, changed
+            first = min(silent, key=lambda end: (end.code != EXIT_NODE_LOST, end.code == -signal.SIGABRT))
+            return first.rank, first.code, changed
         # The first rank that failed has written why; those that failed because of it may be noticed earlier.
-        if isinstance(changed.get("exit_code"), int):
+        if said:
             return int(changed.get("rank", failed[0].rank)), int(changed["exit_code"]), changed
         first = min(failed, key=lambda end: end.killed)
         return first.rank, first.code, changed
+
+    def _outcome_mark(self) -> tuple[int, int] | None:
+        """Return what tells one writing of outcome.json from another."""
+        with suppress(OSError):
+            found = (self._folder / "outcome.json").stat()
+            return found.st_mtime_ns, found.st_ino
+        return None
 
     def _outcome(self) -> dict[str, Any]:
         with suppress(OSError, ValueError):
@@ -296,6 +327,14 @@ def watching(ranks: Ranks, trouble: Callable[[], str | None], grace_seconds: flo
     finally:
         over.set()
         thread.join()
+
+
+def unwanted(config: Config, folder: Path) -> list[Path]:
+    """Return the checkpoints that checkpoint.resume=never is about: the first attempt sets them aside."""
+    if config.checkpoint.resume != "never":
+        return []
+    store = Store(folder / "checkpoints")
+    return [*(found.folder for found in store.scan()), *store.lost()]
 
 
 def tell(line: str) -> None:

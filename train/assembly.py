@@ -20,7 +20,7 @@ from isthmus.data.loader import MixtureLoader
 from isthmus.data.shares import Division
 from isthmus.fault_tolerance.chaos import Chaos
 from isthmus.fault_tolerance.guard import StepGuard
-from isthmus.fault_tolerance.heartbeat import Heartbeat
+from isthmus.fault_tolerance.heartbeat import Heartbeat, forget_heartbeats
 from isthmus.fault_tolerance.ledger import RunLedger
 from isthmus.fault_tolerance.stragglers import Stragglers
 from isthmus.fault_tolerance.watchdog import NoWatchdog, Watchdog
@@ -28,7 +28,7 @@ from isthmus.files import write_atomically, write_json
 from isthmus.parallelism.engine import Engine
 from isthmus.parallelism.flops import count_parameters, model_flops_per_token
 from isthmus.parallelism.groups import site_groups
-from isthmus.processes import started_at
+from isthmus.processes import attempt_id, started_at
 from isthmus.train.checkpointing import RunCheckpointer
 from isthmus.train.config import Config, site_name, tokens_per_step
 from isthmus.train.evaluation import held_out_losses
@@ -68,8 +68,9 @@ def build_run(config: Config, plan: Plan, world: World, console: Console, stop: 
         if world.rank == 0:
             stack.enter_context(only_writer(plan.folder))
             # An earlier attempt's outcome must not be taken for this one's, should this one die without a word.
-            ours = {"status": "running", "rank": 0, "process": os.getpid(), "launcher": os.getppid()}
+            ours = {"status": "running", "rank": 0, "process": os.getpid(), "attempt_id": attempt_id()}
             write_json(plan.folder / "outcome.json", ours)
+            forget_heartbeats(plan.folder, world.size)
         log = _log_to_file(plan, world)
         watchdog = _watchdog(config, plan, world, log)
         stack.callback(watchdog.close)

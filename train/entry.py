@@ -15,7 +15,7 @@ from isthmus.config import compose, load_resolved, to_yaml
 from isthmus.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, EXIT_REQUEUE, EXIT_SITE_LOST, EXIT_USER_ERROR, UserError
 from isthmus.files import write_json
 from isthmus.parallelism.sites.lane import LaneError
-from isthmus.processes import die_with_launcher
+from isthmus.processes import attempt_id, die_with_launcher
 from isthmus.train.command import Command, parse, print_help
 from isthmus.train.config import Config
 from isthmus.train.validate import Plan, plan_run
@@ -144,7 +144,7 @@ def _finish(plan: Plan | None, rank: int, status: str, code: int, **details: Any
     path = plan.folder / "outcome.json"
     with suppress(OSError, ValueError):
         before = json.loads(path.read_text())
-        ours = before.get("launcher") == os.getppid() if rank else before.get("process") == os.getpid()
+        ours = before.get("attempt_id") == attempt_id() if rank else before.get("process") == os.getpid()
         # That a site was lost explains what looks like a bug of ours on the ranks that did not see it.
         undecided = before["status"] == "running" or (code == EXIT_SITE_LOST and before["exit_code"] == EXIT_BUG)
         if (status == "refused" and not ours) or (status == "failed" and not undecided):

@@ -40,7 +40,11 @@ def join_sites(
         yield NoSync()
         return
     attendance = Attendance(
-        run=run_name(config), world_size=world_size, rank=rank, config=shared_keys(config, fingerprints or {})
+        run=run_name(config),
+        world_size=world_size,
+        rank=rank,
+        config=shared_keys(config, fingerprints or {}),
+        again=(plan.folder / "metrics.jsonl").exists(),
     )
     with meet(config.sites, config.lane, attendance, tell=tell) as lane:
         tell(f"{config.sites.name} has met {', '.join(name for name in lane.names if name != config.sites.name)}")

@@ -1,6 +1,7 @@
 """Timeouts in their order: who knows best what is wrong must be the first to lose patience."""
 
 from isthmus.errors import UserError
+from isthmus.fault_tolerance.heartbeat import LEAST_SILENCE_SECONDS
 from isthmus.parallelism.sites.config import SyncKind
 from isthmus.train.config import Config
 
@@ -48,6 +49,9 @@ def validate_timeouts(config: Config) -> None:
     silence = silence_seconds(config)
     if silence < 0:
         raise UserError(f"is {silence:g}", where="restart.silence_seconds", fix="0 means never")
+    if 0 < silence < LEAST_SILENCE_SECONDS:
+        fix = f"{LEAST_SILENCE_SECONDS:g} or more: ranks give a sign of life every few seconds"
+        raise UserError(f"is {silence:g}", where="restart.silence_seconds", fix=fix)
     if watchdog.factor <= 1:
         raise UserError(f"is {watchdog.factor:g}", where="watchdog.factor", fix="it must be above 1")
     if watchdog.compare_every < 0:

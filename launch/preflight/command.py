@@ -1,5 +1,6 @@
 """`isthmus launch preflight`: what would stop or slow this run, found before it starts."""
 
+import os
 import signal
 import sys
 import tempfile
@@ -10,6 +11,7 @@ from isthmus.config import compose, to_yaml
 from isthmus.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_UNFIT, UserError
 from isthmus.files import write_atomically
 from isthmus.launch.preflight.config import PreflightRunConfig, this_site, validate_preflight
+from isthmus.launch.scripts import environment_of
 from isthmus.launch.sites import LaunchSite
 from isthmus.train.command import parse, print_help
 from isthmus.train.validate import plan_run
@@ -70,8 +72,10 @@ def _run(config: PreflightRunConfig, site: LaunchSite, options: list[str]) -> in
         resolved = Path(folder, "config.yaml")
         write_atomically(resolved, to_yaml(config).encode())
         try:
-            arguments, program = ["--config", str(resolved), *options], ("-m", "isthmus.launch.preflight")
-            ended = Ranks(site.ranks_per_node, arguments, program=program).run(Meeting("preflight"))
+            os.environ.update(environment_of(site.spec))  # what the run's ranks would get
+            arguments, module = ["--config", str(resolved), *options], "isthmus.launch.preflight"
+            ranks = Ranks(site.ranks_per_node, arguments, module=module, affinity=site.spec.affinity)
+            ended = ranks.run(Meeting("preflight"))
         except (KeyboardInterrupt, SignalException):
             return EXIT_INTERRUPTED
     if ended.code < 0:

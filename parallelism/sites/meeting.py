@@ -19,7 +19,7 @@ from typing import Any
 
 from torch.distributed import DistStoreError, TCPStore
 
-from isthmus.errors import UserError
+from isthmus.errors import EXIT_SITE_LOST, UserError
 from isthmus.parallelism.sites.config import LaneConfig, SitesConfig
 from isthmus.parallelism.sites.dialing import Listener, Party, own_address
 from isthmus.parallelism.sites.lane import Lane
@@ -38,10 +38,15 @@ class Attendance:
     world_size: int
     rank: int
     config: Mapping[str, Any]  # dotted key -> value, without what may differ
+    again: bool = False  # the sites have met before: one that does not come is lost, and may come later
 
     def to_json(self, incarnation: str) -> bytes:
         described = {"run": self.run, "incarnation": incarnation, "ranks": self.world_size, "config": self.config}
         return json.dumps(described, sort_keys=True).encode()
+
+
+class SiteAbsent(UserError):
+    """A site did not come in time."""
 
 
 @contextmanager
@@ -67,7 +72,12 @@ def meet(
         buffer_bytes=lane.buffer_bytes,
         congestion=lane.congestion,
     )
-    store, incarnation, addresses = _attend(sites, attendance, listener.address, hosting, deadline, tell)
+    try:
+        store, incarnation, addresses = _attend(sites, attendance, listener.address, hosting, deadline, tell)
+    except SiteAbsent as error:
+        if attendance.again:
+            error.exit_code = EXIT_SITE_LOST
+        raise
     party = Party(
         site=sites.names.index(str(sites.name)),
         names=sites.names,
@@ -204,8 +214,8 @@ def _value(config: Mapping[str, Any], key: str) -> str:
     return json.dumps(config.get(key), sort_keys=True)
 
 
-def _absent(sites: SitesConfig, absent: Sequence[str]) -> UserError:
-    return UserError(
+def _absent(sites: SitesConfig, absent: Sequence[str]) -> SiteAbsent:
+    return SiteAbsent(
         f"{', '.join(absent)} did not come within {sites.wait_seconds:.0f} s",
         where="sites.wait_seconds",
         fix=f"is it running, and does {sites.store} reach it from here?",

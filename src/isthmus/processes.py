@@ -33,6 +33,12 @@ def serve_parent() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def attempt_id() -> str:
+    """Return what the ranks of an attempt share, on all nodes, and those of another do not."""
+    given = os.environ.get("TORCHELASTIC_RUN_ID", "none")  # torchrun's default
+    return str(os.getppid()) if given == "none" else given
+
+
 def started_at() -> float:
     """Return when this process began, in seconds since 1970; elsewhere than on Linux, now."""
     if sys.platform != "linux":

@@ -15,8 +15,11 @@ from hypothesis import strategies as st
 
 from isthmus.errors import EXIT_HANG, UserError
 from isthmus.fault_tolerance.deadlines import Deadlines
-from isthmus.fault_tolerance.hang import Note, diagnose, main_thread
+from isthmus.fault_tolerance.hang import Note, Notes, diagnose, main_thread
 from isthmus.fault_tolerance.pulse import Pulse, PulseMemory
+from isthmus.fault_tolerance.watcher import Options, write_outcome
+from isthmus.files import write_json
+from isthmus.processes import attempt_id
 from isthmus.train.config import Config
 from isthmus.train.timeouts import floor_seconds, silence_seconds, validate_timeouts
 
@@ -120,9 +123,43 @@ def test_ranks_are_asked_where_they_are_before_a_collective_gives_up(tmp_path: P
     assert ranks.outcome()["status"] == "running"
 
 
+def test_a_diagnosis_from_another_node_belongs_to_the_same_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "ab-17.0-3")
+    assert attempt_id() == "ab-17.0-3"
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    assert attempt_id() == str(os.getppid())
+    options = Options(
+        rank=8,
+        size=16,
+        folder=str(tmp_path),
+        log="",
+        descriptor=0,
+        grace_seconds=1.0,
+        least_deadline=1.0,
+        since=0.0,
+        attempt_id="ab-17.0-3",
+    )
+    for attempt, code in (("ab-17.0-2", None), ("ab-17.0-3", EXIT_HANG)):
+        write_json(tmp_path / "outcome.json", {"status": "running", "attempt_id": attempt})
+        write_outcome(options, [5], "rank 5 hangs")
+        assert json.loads((tmp_path / "outcome.json").read_text()).get("exit_code") == code
+
+
 def note(rank: int, count: int, *, waiting: bool = False, phase: str = "compute", **fields: Any) -> Note:
     values = {"step": 3, "seconds": 31.0, "expired": True, "at": "x.py:1 in f", "time": 0.0, **fields}
     return Note(rank=rank, count=count, phase=phase, waiting=waiting, **values)
+
+
+def test_a_note_of_an_alarm_before_is_not_taken_for_an_answer(tmp_path: Path) -> None:
+    notes = Notes(tmp_path, since=100.0)
+    notes.write(note(1, 8, time=150.0, expired=False))
+    notes.write(note(0, 9, time=200.0))
+    answer = threading.Timer(0.5, notes.write, [note(1, 9, time=201.0, expired=False)])
+    answer.start()
+    assert [found.count for found in notes.gather(2, 60.0)] == [9, 9]
+    assert notes.speaker() == 0
 
 
 @pytest.mark.parametrize(
@@ -223,6 +260,7 @@ def test_timeouts_are_in_order_by_default_and_follow_one_another() -> None:
         ({"watchdog__floor_seconds": 500}, "train.timeout_seconds: is 600, watchdog.floor_seconds 500"),
         ({"watchdog__first_seconds": 800}, "watchdog.first_seconds: is 800, watchdog.floor_seconds 900"),
         ({"restart__silence_seconds": 900}, "watchdog.floor_seconds: is 900, restart.silence_seconds 900"),
+        ({"restart__silence_seconds": 10}, "restart.silence_seconds: is 10; 15 or more"),
         ({"watchdog__factor": 1}, "watchdog.factor"),
         ({"watchdog__grace_seconds": 0}, "watchdog.grace_seconds"),
     ],

@@ -1,5 +1,6 @@
 """The scripts of a launch: golden ones for the common shapes, each good bash, each with everything that it needs."""
 
+import os
 import re
 import shlex
 import shutil
@@ -135,3 +136,53 @@ def test_plain_torchrun_gets_the_same_run(tmp_path: Path) -> None:
     assert {"--nnodes=2", "--node-rank=1", "--rdzv-endpoint=203.0.113.4:29500", "--nproc-per-node=8"} <= set(words)
     assert words[-4:] == ["-m", "isthmus.train", "--config", "/mnt/my runs/runs/big/east/launch/config.yaml"]
     assert "--standalone" in torchrun_command(west, node=0, count=1, first_host="192.0.2.9")
+
+
+# What the script of a job calls, each with its words on a line of `calls`.
+_PROGRAMS = {
+    "srun": 'cd "$FILES"; echo "$ENDS" >exit; printf "$EXCLUDED" >excluded; echo "${STOPPED:-}" >stop; exit 1',
+    "squeue": 'echo "squeue $*" >>"$CALLS"; [[ -z ${SILENT:-} ]] || exit 1; echo RUNNING',
+    "scontrol": 'echo "scontrol $*" >>"$CALLS"',
+    "sbatch": 'echo "sbatch $*" >>"$CALLS"; [[ -z ${SILENT:-} ]] || exit 1; echo 99',
+    "sleep": "",
+}
+_TASK = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "1"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "code", "last", "job"),
+    [
+        ({"ENDS": "0"}, 0, "squeue --noheader --jobs=7 --format=%T", ""),
+        ({"ENDS": "85"}, 85, "scontrol requeue 7", ""),
+        ({"ENDS": "85", "STOPPED": "1a2b3c4d"}, 85, "squeue ", ""),
+        ({"ENDS": "85", "STOPPED": "earlier"}, 85, "scontrol requeue 7", ""),
+        ({"ENDS": "86"}, 86, "scontrol requeue 7", ""),
+        ({"ENDS": "87"}, 87, "scontrol requeue 7", ""),
+        ({"ENDS": "84"}, 84, "scontrol requeue 7", ""),
+        ({"ENDS": "84", "EXCLUDED": "n2\n"}, 84, "sbatch --parsable --exclude=n2 --dependency=afterany:7 ", "99"),
+        ({"ENDS": "84", "EXCLUDED": "n2\n" * 101}, 84, "squeue ", ""),
+        ({"ENDS": "85", "SILENT": "1"}, 85, "scontrol requeue 7", ""),
+        ({"ENDS": "84", "EXCLUDED": "n2\n", "SILENT": "1"}, 84, "sbatch ", ""),
+        ({"ENDS": "85", **_TASK}, 85, "scontrol requeue 7_1", ""),
+        (
+            {"ENDS": "84", "EXCLUDED": "n2\n", **_TASK},
+            84,
+            "sbatch --parsable --exclude=n2 --array=1 --dependency=afterany:7_1 ",
+            "99_1",
+        ),
+    ],
+)
+def test_how_a_job_follows_itself(environment: dict[str, str], code: int, last: str, job: str, tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    for name, body in _PROGRAMS.items():
+        (tmp_path / "bin" / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    (site,) = sites_of(tmp_path, f"at:\n  main: {{dir: {tmp_path}}}\n", "launch=slurm", "sync=none")
+    script, files = tmp_path / "job.sbatch", Path(site.files)
+    script.write_text(job_script([site], launch_id="1a2b3c4d"))
+    fixed = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1"}
+    fixed |= {"FILES": str(files), "CALLS": str(tmp_path / "calls"), "EXCLUDED": ""}
+    result = subprocess.run(["bash", str(script)], env={**fixed, **environment}, capture_output=True, text=True)
+    assert result.returncode == code, result.stderr
+    assert (tmp_path / "calls").read_text().splitlines()[-1].startswith(last), result.stderr
+    assert ((files / "job").read_text().strip() if (files / "job").exists() else "") == job

@@ -6,8 +6,11 @@ import pytest
 
 from isthmus.config import compose, keys_of
 from isthmus.errors import UserError
+from isthmus.launch.record import SiteRecord
+from isthmus.launch.shell import Answer, Shell
 from isthmus.launch.sites import LaunchSite, launch_sites, train_config
 from isthmus.launch.sites_file import LaunchRunConfig, SiteSpec
+from isthmus.launch.states import active, states
 from isthmus.train.config import Config, run_name
 
 RUN = ["train.steps=10", "sync=exact"]
@@ -87,6 +90,11 @@ REFUSED = {
         "slurm.container_mounts: would do nothing",
     ),
     "an array of different jobs": (TWO, ["launch=slurm", "launch.array=true"], "one and two differ in dir"),
+    "an array of different ranks": (
+        TWO.replace("/b", "/a"),
+        ["launch=slurm", "launch.array=true"],
+        "one and two differ in ranks_per_node",
+    ),
     "an array without Slurm": (TWO, ["launch.array=true"], "launch.array: is Slurm's"),
     "ssh here": (TWO, ["launch.ssh=true"], "launch.ssh: would do nothing with launch=local"),
     "exclusion here": (TWO, ["launch.exclude=[n1]"], "launch.exclude: would do nothing with launch=local"),
@@ -94,6 +102,25 @@ REFUSED = {
     "a folder of ours": (TWO.replace("one:", "launch:"), [], "sites.at.launch: names a folder of every run"),
     "a variable": (TWO.replace("dir: /a", "dir: /a, env: {'A B': '1'}"), [], "'A B' names no variable"),
 }
+
+
+@pytest.mark.parametrize(
+    ("answer", "state"),
+    [
+        (Answer(0, "PENDING|Resources\n", ""), "PENDING"),
+        (Answer(0, "", ""), "COMPLETED"),
+        (Answer(1, "", "slurm_load_jobs error: Invalid job id specified\n"), "COMPLETED"),
+        (Answer(1, "", "slurm_load_jobs error: Unable to contact slurm controller\n"), None),
+    ],
+)
+def test_a_job_of_which_slurm_says_nothing_has_not_ended(
+    answer: Answer, state: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Shell, "run", lambda *words: answer)
+    (found,) = states([SiteRecord("one", "slurm", "/nowhere", job="7")])
+    assert found.get("job_state") == state
+    assert ("unreachable" in found) == (state is None)
+    assert not active({"job_state": "PREEMPTED"})
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -117,6 +117,17 @@ def test_sites_as_tasks_of_an_array(slurm: Slurm, tmp_path: Path) -> None:
     assert config == 1
 
 
+def test_a_task_of_an_array_leaves_a_node_without_the_others(slurm: Slurm, tmp_path: Path) -> None:
+    sites = {"one": {"env": {"BEHAVIOUR": "refuse"}}, "two": {"env": {"BEHAVIOUR": "lose"}}}
+    assert launch(slurm, tmp_path, sites, "launch.array=true").code == 0
+    wait_for_calls(tmp_path, "two", 2)
+    follower = (tmp_path / "runs/r/two/launch/job").read_text().strip()
+    assert follower.endswith("_1")
+    assert slurm.wait_for(follower, {"COMPLETED", "FAILED"}) == "COMPLETED"
+    assert len(calls(tmp_path, "one")) == 1
+    assert list(tmp_path.glob("runs/r/two/launch/job-*_1.log"))
+
+
 @pytest.mark.parametrize(
     ("slurm_keys", "words"),
     [({"partition": "nowhere"}, "invalid partition specified: nowhere"), ({"constraint": "x"}, "nvalid feature")],

@@ -4,7 +4,6 @@ It needs no torch: a watchdog looks at phases and stacks, whatever the rank does
 """
 
 import logging
-import os
 import sys
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ from isthmus.fault_tolerance.chaos import _hold_lock
 from isthmus.fault_tolerance.config import WatchdogConfig
 from isthmus.fault_tolerance.watchdog import Hung, Watchdog
 from isthmus.files import write_json
+from isthmus.processes import attempt_id
 
 FLOOR_SECONDS = 1.5
 
@@ -27,7 +27,7 @@ def main() -> None:
     folder, rank, size, how = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
     (folder / "logs").mkdir(exist_ok=True)
     if rank == 0:
-        write_json(folder / "outcome.json", {"status": "running", "launcher": os.getppid()})
+        write_json(folder / "outcome.json", {"status": "running", "attempt_id": attempt_id()})
     handler = logging.FileHandler(folder / "logs" / f"rank-{rank:05d}.log")
     watchdog = Watchdog(
         WatchdogConfig(first_seconds=60, grace_seconds=10),

@@ -13,7 +13,7 @@ from support.ranks import free_port
 from isthmus.config import compose
 from isthmus.errors import UserError
 from isthmus.parallelism.sites.config import LaneConfig, SitesConfig
-from isthmus.parallelism.sites.meeting import Attendance, meet
+from isthmus.parallelism.sites.meeting import Attendance, SiteAbsent, meet
 from isthmus.train.config import Config, run_name
 from isthmus.train.sites import shared_keys
 
@@ -116,6 +116,15 @@ def test_waiting_ends(site: int, expected: str) -> None:
     started = time.monotonic()
     assert expected in attend(site, f"127.0.0.1:{free_port()}", wait=1.0)
     assert time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize(("again", "code"), [(False, 2), (True, 75)])
+def test_a_site_that_has_come_before_is_lost_rather_than_misspelt(again: bool, code: int) -> None:
+    sites = SitesConfig(name="iowa", names=NAMES, store=f"127.0.0.1:{free_port()}", wait_seconds=0.2)
+    attendance = Attendance("run", 1, 0, CONFIG, again)
+    with pytest.raises(SiteAbsent) as caught, meet(sites, LaneConfig(), attendance, tell=lambda line: None):
+        pass
+    assert caught.value.exit_code == code
 
 
 def test_a_port_that_is_taken() -> None:
