@@ -7,17 +7,8 @@ from importlib import metadata
 from pathlib import Path
 
 import isthmus
+from isthmus.launch.snapshot import PACKAGES
 
-_DISTRIBUTIONS = (
-    "torch",
-    "megatron-core",
-    "numpy",
-    "safetensors",
-    "hydra-core",
-    "omegaconf",
-    "tokenizers",
-    "transformer-engine",
-)
 # These may differ, and a run goes on; whoever hunts a strange error will want to know.
 MAY_DIFFER = ("python patch", "driver", "kernel", "libc")
 
@@ -28,7 +19,7 @@ def versions() -> dict[str, str]:
 
     python = ".".join(platform.python_version_tuple()[:2])
     found = {"isthmus": f"{isthmus.__version__} ({source_hash()})", "python": python}
-    for name in _DISTRIBUTIONS:
+    for name in (*PACKAGES[1:], "omegaconf"):  # isthmus itself is told above, with its code
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from support.engines import assemble, compose_nano, rank_batches, snapshot, topology_of
+from support.llama import llama_of
 from support.ranks import RankWorld, run_ranks
 
 from isthmus.parallelism.config import ModelConfig
 from isthmus.parallelism.groups import site_groups
-from isthmus.parallelism.topology import head_dim, padded_vocab_size
 from isthmus.train.assembly import build_engine
 
 pytest.importorskip("transformers", reason="the reference comes with the test extra")
@@ -36,51 +36,9 @@ def _engine_losses(world: RankWorld, overrides: list[str]) -> tuple[Weights, lis
 
 def _reference_losses(model: ModelConfig, weights: Weights, overrides: list[str]) -> list[tuple[float, float]]:
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
-    width = head_dim(model)
-    llama = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=padded_vocab_size(model),
-            hidden_size=model.hidden_size,
-            intermediate_size=model.ffn_hidden_size,
-            num_hidden_layers=model.num_layers,
-            num_attention_heads=model.num_attention_heads,
-            num_key_value_heads=model.num_query_groups,
-            head_dim=width,
-            rms_norm_eps=model.norm_epsilon,
-            rope_parameters={"rope_type": "default", "rope_theta": model.rope_base},
-            tie_word_embeddings=model.tied_embeddings,
-            attention_bias=False,
-            mlp_bias=False,
-            attn_implementation="eager",
-        )
-    )
-    mapped = {
-        "model.embed_tokens.weight": weights["embedding.word_embeddings.weight"],
-        "model.norm.weight": weights["decoder.final_layernorm.weight"],
-        "lm_head.weight": weights.get("output_layer.weight", weights["embedding.word_embeddings.weight"]),
-    }
-    per_group = model.num_attention_heads // model.num_query_groups
-    for number in range(model.num_layers):
-        ours, theirs = f"decoder.layers.{number}", f"model.layers.{number}"
-        # Megatron keeps, group by group, the group's query heads, its key head and its value head.
-        qkv = weights[f"{ours}.self_attention.linear_qkv.weight"]
-        groups = qkv.reshape(model.num_query_groups, per_group + 2, width, model.hidden_size)
-        mapped |= {
-            f"{theirs}.self_attn.q_proj.weight": groups[:, :per_group].reshape(-1, model.hidden_size),
-            f"{theirs}.self_attn.k_proj.weight": groups[:, per_group].reshape(-1, model.hidden_size),
-            f"{theirs}.self_attn.v_proj.weight": groups[:, per_group + 1].reshape(-1, model.hidden_size),
-            f"{theirs}.self_attn.o_proj.weight": weights[f"{ours}.self_attention.linear_proj.weight"],
-            f"{theirs}.mlp.gate_proj.weight": weights[f"{ours}.mlp.linear_fc1.gate.weight"],
-            f"{theirs}.mlp.up_proj.weight": weights[f"{ours}.mlp.linear_fc1.up.weight"],
-            f"{theirs}.mlp.down_proj.weight": weights[f"{ours}.mlp.linear_fc2.weight"],
-            f"{theirs}.input_layernorm.weight": weights[f"{ours}.input_layernorm.weight"],
-            f"{theirs}.post_attention_layernorm.weight": weights[f"{ours}.pre_mlp_layernorm.weight"],
-        }
-    missing = llama.load_state_dict({name: torch.from_numpy(value.copy()) for name, value in mapped.items()})
-    assert not missing.missing_keys
-    assert not missing.unexpected_keys
+    tensors = {name: torch.from_numpy(value) for name, value in weights.items()}
+    llama = llama_of(model, tensors, attn_implementation="eager")
     config = compose_nano(*overrides)
     results = []
     for batch in rank_batches(config, topology_of(config, RankWorld(0, 1, "")), 0, 9):
