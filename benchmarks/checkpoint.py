@@ -27,7 +27,7 @@ from typing import Any
 
 MODELS = {
     "nano": ["model=nano", "train.micro_batch=2", "train.global_batch=4", "train.sequence_length=64"],  # a rehearsal
-    "tiny": ["model=tiny", "train.micro_batch=4", "train.global_batch=8", "train.sequence_length=256"],
+    "tiny": ["model=tiny", "train.micro_batch=1", "train.global_batch=2", "train.sequence_length=64"],
     "124m": ["model=124m", "train.micro_batch=1", "train.global_batch=2", "train.sequence_length=64"],
 }
 STEPS = 20

@@ -62,11 +62,15 @@ class TorchDcp:
     def __init__(self, run: Run, folder: Path, kind: AsyncCheckpointerType) -> None:
         self._run, self._folder, self._kind, self._number = run, folder / f"dcp-{kind.value}", kind, 0
         self._future: Any = None
+        # Its thread plans by collectives beside the training's: on the same group the two can wait for each other.
+        self._group = torch.distributed.new_group(backend="gloo")
 
     def save(self) -> None:
         self._number += 1
         state = {f"{rank_key(self._run)}/{key}": tensor for key, tensor in numbers(self._run)}
-        answer = async_save(state, checkpoint_id=self.written(), async_checkpointer_type=self._kind)
+        answer = async_save(
+            state, checkpoint_id=self.written(), process_group=self._group, async_checkpointer_type=self._kind
+        )
         self._future = getattr(answer, "upload_completion", answer)
 
     def look(self) -> bool:
@@ -154,9 +158,8 @@ def steps(run: Run, count: int, look: Callable[[], bool]) -> float:
     return time.perf_counter() - started
 
 
-def measure(run: Run, contender: Any, count: int) -> dict[str, Any]:
-    """Return the seconds of `count` steps without a save, with one, and without again, and what the save wrote."""
-    before = steps(run, count, contender.look)
+def measure(run: Run, contender: Any, count: int, before: float) -> dict[str, Any]:
+    """Return the seconds of `count` steps with a save and those without, before (given) and after; and its bytes."""
     started = time.perf_counter()  # behind the barrier that ended the last steps
     contender.save()
     call = time.perf_counter() - started
@@ -171,6 +174,7 @@ def measure(run: Run, contender: Any, count: int) -> dict[str, Any]:
     contender.clear()
     return {
         "quiet_s": (before + after) / 2,
+        "after_s": after,
         "with_save_s": with_save,
         "call_s": call,
         "durable_s": durable,
@@ -208,9 +212,13 @@ def main() -> None:
         whole = int(run.engine.sum_over_ranks(torch.tensor([state], dtype=torch.float64)).item())
         tell(json.dumps({"state_bytes": whole}), flush=True)
         names = list(contenders)
+        before = 0.0
         for number in range(-1, options.rounds):  # the first round warms up: buffers, processes, plans
+            if number == 0:
+                before = steps(run, options.steps, lambda: True)
             for name in names[number % len(names) :] + names[: number % len(names)]:
-                row = measure(run, contenders[name], options.steps if number >= 0 else 2)
+                row = measure(run, contenders[name], options.steps if number >= 0 else 2, before)
+                before = row["after_s"]
                 if number >= 0:
                     tell(json.dumps({"contender": name, "round": number, **row}), flush=True)
     os._exit(0)  # forked writers of others would keep it

@@ -98,24 +98,32 @@ def sampling(name: str = "tiny", repeats: int = 3) -> dict[str, Any]:
 
 
 _RECIPE = """\
-recipe: code
+recipe: {recipe}
 items: {items}
 seed: {seed}
-options: {{topics: [sums, counting, digits, chunks], instructions: false}}
+options: {{{options}, instructions: false}}
 candidates: {candidates}
 keep: {keep}
 repairs: 0
 dedup: {{minhash: false, exact: false}}
-sampling: {{temperature: 0.5, top_p: 0.9, max_tokens: 120}}
+sampling: {{temperature: 0.5, top_p: 0.9, max_tokens: 160}}
 """
+_OPTIONS = {
+    "code": "topics: [sums, counting, digits, chunks]",
+    "mathematics": "kinds: [ordering, quadratic, series], levels: [1]",
+}
 
 
-def checkpoint(steps: int = 400) -> dict[str, Any]:
-    """Make programs by template, train `nano` on them, have it write programs, and count what the sandbox accepts."""
-    results: dict[str, Any] = {"steps": steps}
+def checkpoint(steps: int = 1500) -> dict[str, Any]:
+    """Train `nano` on documents made by template, have it answer other tasks, and count what is accepted."""
+    return {"steps": steps} | {recipe: _own_generator(recipe, steps) for recipe in _OPTIONS}
+
+
+def _own_generator(recipe: str, steps: int) -> dict[str, Any]:
+    results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        made = _RECIPE.format(items=600, seed=1, candidates=1, keep=1)
+        folder, options = Path(name), _OPTIONS[recipe]
+        made = _RECIPE.format(recipe=recipe, options=options, items=1500, seed=1, candidates=1, keep=1)
         (folder / "made.yaml").write_text(made)
         results["documents trained on"] = _isthmus(
             "data", "synthesize", f"data={folder}/made.yaml", f"out={folder}/made"
@@ -124,10 +132,10 @@ def checkpoint(steps: int = 400) -> dict[str, Any]:
         trained = _isthmus(
             "train", "model=nano", f"data={folder}/mix.yaml", f"train.steps={steps}", "train.global_batch=16",
             "train.sequence_length=256", "optim.learning_rate=4e-3", f"run.dir={folder}/runs", "run.name=r",
-            "log.tensorboard=false",
+            "log.tensorboard=false", "data.sources.made.max_epochs=null",
         )  # fmt: skip
         results["loss"] = round(trained["loss"], 3)
-        asked = _RECIPE.format(items=40, seed=2, candidates=4, keep=4)
+        asked = _RECIPE.format(recipe=recipe, options=options, items=40, seed=2, candidates=4, keep=4)
         asked += f"generator: {{kind: checkpoint, path: {folder}/runs/r}}\n"
         (folder / "asked.yaml").write_text(asked)
         begun = time.perf_counter()

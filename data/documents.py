@@ -5,6 +5,7 @@ import hashlib
 import html
 import itertools
 import json
+import os
 import re
 import sysconfig
 from collections.abc import Callable, Iterator
@@ -173,12 +174,12 @@ def _web() -> Iterator[Document]:
     library = Path(sysconfig.get_path("stdlib"))
     docstring = re.compile(r'[rR]?"""(.*?)"""', re.DOTALL)
     skipped = {"test", "tests", "site-packages", "dist-packages", "idlelib", "lib2to3", "pydoc_data", "__pycache__"}
-    for file in sorted(library.rglob("*.py")):
-        relative = file.relative_to(library)
-        if skipped.isdisjoint(relative.parts):
+    for folder, below, files in os.walk(library):
+        below[:] = [name for name in below if name not in skipped]  # not entered: others may be installed there
+        for file in (Path(folder, name) for name in files if name.endswith(".py")):
             strings = (cleandoc(match) for match in docstring.findall(file.read_text("utf-8", errors="replace")))
             text = "\n\n".join(string for string in strings if len(string) >= _SHORTEST_DOCSTRING)
-            yield Document(f"python/library/{relative.as_posix()}", text)
+            yield Document(f"python/library/{file.relative_to(library).as_posix()}", text)
 
 
 def _synthetic() -> Iterator[Document]:

@@ -23,6 +23,29 @@ SITE: one of the run's. RANK: a number, or `console` for what the site's agents 
 """
 _HEADER = re.compile(r"==> (.+) <==")
 _TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}")
+# A restart on other nodes writes to files that were not there before: those are followed from their first line, by a
+# further tail whose lines are marked with its number, since each tail says only when it goes from file to file itself.
+# It ends with whoever called it: a shell behind ssh is not told that its caller has gone.
+_FOLLOW = """\
+{{
+    declare -A known
+    count=0 lines={lines}
+    trap 'kill $(jobs -p) 2>/dev/null' EXIT
+    trap exit INT TERM HUP
+    while [ -d "/proc/$PPID" ]; do
+        new=()
+        for file in {pattern}; do
+            [ -n "${{known[$file]}}" ] || new+=("$file")
+            known[$file]=1
+        done
+        if [ ${{#new[@]}} -gt 0 ]; then
+            tail -v -n "$lines" -F -- "${{new[@]}}" 2>/dev/null | sed -u "s/^/$count /" &
+        fi
+        count=$((count + 1)) lines=+1
+        sleep 1 &
+        wait $!
+    done
+}}"""
 _HOLD_SECONDS = 1.0  # for lines of other sites that were written earlier and come later
 
 
@@ -75,10 +98,11 @@ def _command(site: SiteRecord, rank: str, lines: int, follow: bool) -> str:
         pattern = f"logs/rank-{int(rank):05d}.log"
     else:
         pattern = "logs/rank-*.log logs/supervisor.log"
-    options = f"-v -n {lines} {'-F' if follow else ''}"
+    enter = f"cd -- {shlex.quote(site.folder)} && shopt -s nullglob"
+    if follow:
+        return f"{enter} && {_FOLLOW.format(pattern=pattern, lines=lines)}"
     # Without a match there is nothing to show, which is no error.
-    found = f"shopt -s nullglob && set -- {pattern} && [ $# -gt 0 ]"
-    return f'cd -- {shlex.quote(site.folder)} && {found} && exec tail {options} -- "$@"'
+    return f'{enter} && set -- {pattern} && [ $# -gt 0 ] && tail -v -n {lines} -- "$@" | sed -u "s/^/0 /"'
 
 
 def _merged(tails: "Sequence[tuple[SiteRecord, subprocess.Popen[bytes]]]", follow: bool) -> Iterator[Line]:
@@ -105,11 +129,12 @@ def _merged(tails: "Sequence[tuple[SiteRecord, subprocess.Popen[bytes]]]", follo
 def _read(site: str, tail: "subprocess.Popen[bytes]", lines: "queue.Queue[Line | None]") -> None:
     """A line without a time (of a traceback) has that of the line before it in its file."""
     assert tail.stdout is not None
-    file, latest = "", dict[str, str]()
+    files, latest = dict[str, str](), dict[str, str]()
     for number, raw in enumerate(tail.stdout):
-        text = raw.decode(errors="replace").rstrip("\n")
+        source, _, text = raw.decode(errors="replace").rstrip("\n").partition(" ")
+        file = files.get(source, "")
         if header := _HEADER.fullmatch(text):
-            file = Path(header[1]).stem
+            files[source] = Path(header[1]).stem
         elif text or latest.get(file):
             if found := _TIME.match(text):
                 latest[file] = found[0]

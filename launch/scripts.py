@@ -78,18 +78,32 @@ def preamble(site: LaunchSite) -> str:
     return "\n".join([*modules, *site.spec.setup])
 
 
+def step_options(site: LaunchSite, exclude: Sequence[str]) -> list[str]:
+    """Return the options of an srun that is a job of its own: one task a node, on nodes as the site's jobs get them."""
+    slurm = site.spec.slurm
+    options = [f"--job-name=preflight-{site.name}", f"--nodes={site.spec.nodes}", "--ntasks-per-node=1"]
+    options += ["--kill-on-bad-exit=1", *_resources(site, exclude), *slurm.options]
+    return options + _container_options(site)
+
+
+def _container_options(site: LaunchSite) -> list[str]:
+    """Return srun's options of the container and those that the user has given."""
+    slurm, options = site.spec.slurm, list[str]()
+    if slurm.container_image is not None:
+        options.append(f"--container-image={slurm.container_image}")
+        if slurm.container_mounts is not None:
+            options.append(f"--container-mounts={slurm.container_mounts}")
+        options.append(f"--container-workdir={site.directory}")
+    return options + slurm.srun_options
+
+
 def _job_end(site: LaunchSite, launch_id: str, exclude: Sequence[str]) -> str:
     slurm = site.spec.slurm
     options = ["--nodes=$SLURM_JOB_NUM_NODES", "--ntasks-per-node=1", "--kill-on-bad-exit=1", "--export=ALL"]
     quoted = [f'"{option}"' if "$" in option else option for option in options]
     if slurm.cpus_per_node is not None:
         quoted.append(f"--cpus-per-task={slurm.cpus_per_node}")
-    if slurm.container_image is not None:
-        quoted.append(_quoted([f"--container-image={slurm.container_image}"]))
-        if slurm.container_mounts is not None:
-            quoted.append(_quoted([f"--container-mounts={slurm.container_mounts}"]))
-        quoted.append(_quoted([f"--container-workdir={site.directory}"]))
-    quoted += [_quoted([option]) for option in slurm.srun_options]
+    quoted += [_quoted([option]) for option in _container_options(site)]
     command = _quoted([*_node_command(site), f"--launch-id={launch_id}", f"--patience={slurm.signal_seconds / 2:g}"])
     return _JOB_END.format(
         srun=" \\\n    ".join(["srun", *quoted, command + ' --config="$files/config.yaml"']),
@@ -175,7 +189,7 @@ case "$again:$ended" in
         echo "isthmus: not queued again" >&2
         exit "$code"
     fi
-    id="$id${{SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}}"
+    id="${{id%%;*}}${{SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}}"
     echo "$id" >"$files/job"
     echo "isthmus: job $id follows without $without" >&2
     ;;
@@ -200,6 +214,14 @@ def _sbatch_options(sites: Sequence[LaunchSite], name: str, exclude: Sequence[st
     ]
     if array:
         options.append(f"--array=0-{len(sites) - 1}")
+    options += _resources(site, exclude)
+    # sbatch splits these lines at blanks, and takes quotes as a shell does.
+    return [_quoted([option]) for option in (*options, *slurm.options)]
+
+
+def _resources(site: LaunchSite, exclude: Sequence[str]) -> list[str]:
+    """Return what a job asks for, as sbatch and srun both take it."""
+    slurm, options = site.spec.slurm, list[str]()
     for option, value in (
         ("partition", slurm.partition),
         ("account", slurm.account),
@@ -216,8 +238,7 @@ def _sbatch_options(sites: Sequence[LaunchSite], name: str, exclude: Sequence[st
             options.append(f"--{option}={value}")
     if slurm.exclusive:
         options.append("--exclusive")
-    # sbatch splits these lines at blanks, and takes quotes as a shell does.
-    return [_quoted([option]) for option in (*options, *slurm.options)]
+    return options
 
 
 def _preparation(site: LaunchSite) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_NO_CONNECTION = 255  # ssh(1)
+NO_CONNECTION = 255  # ssh(1)
 _OPTIONS = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=15"]
 
 
@@ -58,7 +58,7 @@ class Shell:
         except subprocess.TimeoutExpired:
             raise Unreachable(f"no answer in {timeout_seconds:.0f} s") from None
         answer = Answer(result.returncode, _text(result.stdout), _text(result.stderr))
-        if self.host and answer.code == _NO_CONNECTION:
+        if self.host and answer.code == NO_CONNECTION:
             raise Unreachable(answer.last_words)
         return answer
 

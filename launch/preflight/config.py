@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from isthmus.config import key
 from isthmus.errors import UserError
 from isthmus.launch.sites import LaunchSite, launch_sites
-from isthmus.launch.sites_file import LaunchRunConfig
+from isthmus.launch.sites_file import LaunchKind, LaunchRunConfig
 
 
 @dataclass(kw_only=True, slots=True)
@@ -48,9 +48,25 @@ def this_site(config: PreflightRunConfig) -> LaunchSite:
         raise UserError(
             "names no site of the sites file" if name else "is not given: a preflight is started in each site",
             where="sites.name",
-            fix=f"say which one this is: {', '.join(sites)}",
+            fix=f"say which one this is: {', '.join(sites)}; or give launch.ssh=true, which starts it in all",
         )
     return sites[name]
+
+
+def sites_to_start(config: PreflightRunConfig) -> list[LaunchSite]:
+    """Return the sites that a preflight is started in from here; none: it is that of this site alone.
+
+    Raises:
+        UserError: the launch could not be.
+    """
+    slurm = config.launch.kind is LaunchKind.slurm
+    if config.sites.name is not None or not (config.sites.at or slurm):
+        return []
+    sites = launch_sites(config)
+    if any(site.elsewhere for site in sites) and not config.launch.ssh:
+        return []
+    here = len(sites) == 1 and sites[0].spec.nodes == 1 and not sites[0].elsewhere
+    return [] if here and not slurm else sites
 
 
 def validate_preflight(keys: PreflightConfig) -> None:

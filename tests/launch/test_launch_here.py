@@ -3,6 +3,9 @@
 import json
 import re
 import shlex
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,26 @@ def test_a_site_that_refuses_ends_the_other_and_its_code_is_the_answer(tmp_path:
     assert "two: isthmus: train.device=cuda: there is no CUDA device here" in result.err.splitlines()
     status = json.loads(isthmus_cli("launch", "status", "runs/r", "--json", cwd=tmp_path).out)
     assert [(site["site"], site["kind"]) for site in status["sites"]] == [("one", "local"), ("two", "local")]
+    _follows_logs_that_are_new(tmp_path)
+
+
+def _follows_logs_that_are_new(tmp_path: Path) -> None:
+    """As those of ranks that a restart has put on another node."""
+    logs = tmp_path / "one/runs/r/one/logs"
+    logs.mkdir(exist_ok=True)
+    (logs / "rank-00000.log").write_text("2026-01-01 00:00:00,000 first\n")
+    command = [sys.executable, "-m", "isthmus.launch.cli", "launch", "logs", "runs/r", "one", "--follow"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as follow:
+        assert follow.stdout is not None
+        assert follow.stdout.readline() == "rank-00000: 2026-01-01 00:00:00,000 first\n"
+        (logs / "rank-00007.log").write_text("2026-01-01 00:00:01,000 second\nits second line\n")
+        assert follow.stdout.readline() == "rank-00007: 2026-01-01 00:00:01,000 second\n"
+        assert follow.stdout.readline() == "rank-00007: its second line\n"
+        with (logs / "rank-00000.log").open("a") as file:
+            file.write("2026-01-01 00:00:02,000 third\n")
+        assert follow.stdout.readline() == "rank-00000: 2026-01-01 00:00:02,000 third\n"
+        follow.send_signal(signal.SIGINT)
+        assert follow.wait() == 0
 
 
 @pytest.mark.parametrize(

@@ -124,3 +124,43 @@ def test_without_ssh_the_commands_are_shown(sshd: Sshd, tmp_path: Path) -> None:
     assert "two: copy runs/r/launch/two-0.sh to 127.0.0.3 and run there: bash two-0.sh" in result.out
     assert not list(tmp_path.glob("*/runs/r/*/launch/calls"))
     assert (tmp_path / "runs/r/launch/two-0.sh").read_text().startswith("#!/usr/bin/env bash\n")
+
+
+def everywhere(root: Path, sshd: Sshd, *words: str, host: str = "127.0.0.3") -> CommandResult:
+    """One site on this machine and one of two nodes behind ssh, in one command."""
+    for name in ("one", "two"):
+        (root / name).mkdir(exist_ok=True)
+    two = {"hosts": [host, "127.0.0.4"], "nodes": 2, "ssh_options": sshd.options, "meeting_port": free_port()}
+    at = {
+        "one": {"dir": str(root / "one"), "threads": 1},
+        "two": two | {"dir": str(root / "two"), "python": sys.executable, "threads": 1},
+    }
+    (root / "sites.yaml").write_text(json.dumps({"store": f"127.0.0.1:{free_port()}", "at": at}))
+    quick = [
+        "preflight.matmul_seconds=0.1",
+        "preflight.link_seconds=0.2",
+        "preflight.probes=100",
+        "preflight.disk_mb=1",
+    ]
+    given = ["launch=torchrun", "launch.ssh=true", "sites=sites.yaml", "sync=local", "run.name=r", "train.steps=20"]
+    return isthmus_cli("launch", "preflight", *given, *quick, *words, cwd=root)
+
+
+def test_one_preflight_looks_at_all_sites_and_all_their_nodes(sshd: Sshd, tmp_path: Path, shared_cache: Path) -> None:
+    result = everywhere(tmp_path, sshd, "--json", f"data.cache_dir={shared_cache}")
+    assert result.code in (0, 90), result.err
+    report = json.loads(result.out)
+    assert {name: site["size"] for name, site in report["sites"].items()} == {"one": 1, "two": 2}
+    assert [link["between"] for link in report["links"]] == [["one", "two"]]
+    assert (tmp_path / "two/runs/r/two/preflight.json").exists()
+    # On one machine that other tests keep busy, only speeds may fail.
+    failed = [finding for finding in report["findings"] if finding["status"] == "fail"]
+    assert {finding["check"] for finding in failed} <= {"speed", "collectives", "bandwidth", "asymmetry", "loss"}, (
+        failed
+    )
+
+
+def test_a_machine_that_is_not_reached_ends_the_preflight_of_all(sshd: Sshd, tmp_path: Path) -> None:
+    result = everywhere(tmp_path, replace(sshd, port=free_port()))
+    assert (result.code, result.err.count("\n")) == (2, 1), result.err
+    assert "isthmus: sites.at.two.hosts: 127.0.0.3 cannot be reached: ssh: connect to host" in result.err

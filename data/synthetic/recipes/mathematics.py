@@ -26,6 +26,7 @@ class MathematicsOptions:
     kinds: list[str] = key(list(KINDS), "own kinds of problems")
     reasoning_gym: list[str] = key([], "names of datasets of the package reasoning-gym, beside the own kinds")
     levels: list[int] = key([1, 2, 3], "difficulties of the own kinds, from 1")
+    instructions: bool = key(True, "begin prompts with instructions; without, a model continues as documents go on")
 
 
 class MathematicsRecipe:
@@ -59,14 +60,13 @@ class MathematicsRecipe:
             number += 1
 
     def write(self, task: Mapping[str, Any]) -> Generator[Sequence[Prompt], Sequence[str], str]:
-        return ask_once(Prompt((("system", _TASK), ("user", str(task["question"])))))
+        return ask_once(Prompt(self._messages(task)))
 
     def repair(self, task: Mapping[str, Any], text: str, verdict: Verdict) -> Prompt:
         """Say what is wrong, never what would be right."""
         found = f" ({verdict.details['equation']})" if "equation" in verdict.details else ""
         messages = (
-            ("system", _TASK),
-            ("user", str(task["question"])),
+            *self._messages(task),
             ("assistant", text),
             ("user", f"This is not right: {verdict.reason}{found}. Check each step and solve the problem again."),
         )
@@ -78,6 +78,10 @@ class MathematicsRecipe:
     def template(self, item: Item, prompt: Prompt, random: Random) -> str:
         parts = [random.choice(_OPENINGS), *item.frozen.get("steps", [])]
         return "\n".join([part for part in parts if part] + [f"Answer: \\boxed{{{item.frozen['answer']}}}"])
+
+    def _messages(self, task: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+        question = ("user", str(task["question"]))
+        return (("system", _TASK), question) if self._options.instructions else (question,)
 
     def _own(self, kind: str, turn: int) -> Item:
         levels = self._options.levels

@@ -17,7 +17,10 @@ def test_a_preflight_says_which_site_it_is_in(tmp_path: Path, capsys: pytest.Cap
     site = this_site(compose(PreflightRunConfig, "preflight", [*given, "sites.name=oregon"]))
     assert (site.name, site.ranks_per_node, site.config.sites.names) == ("oregon", 2, ["oregon", "iowa"])
     for words, told in (
-        ([], "sites.name: is not given: a preflight is started in each site; say which one this is: oregon, iowa"),
+        (
+            [],
+            "sites.name: is not given: a preflight is started in each site; say which one this is: oregon, iowa",
+        ),
         (["sites.name=ohio"], "sites.name: names no site of the sites file"),
         (["sites.name=iowa"], "iowa: has 3 nodes"),
         (["sites.name=iowa", "launch.exclude=[c]"], "without c"),

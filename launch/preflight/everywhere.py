@@ -1,0 +1,190 @@
+"""A preflight of several sites or nodes, started in all of them from here: by ssh, by srun, or on this machine."""
+
+import base64
+import dataclasses
+import shlex
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import IO
+
+from isthmus.config import to_yaml
+from isthmus.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_UNFIT, UserError
+from isthmus.launch.preflight.config import PreflightRunConfig
+from isthmus.launch.scripts import preamble, step_options
+from isthmus.launch.shell import NO_CONNECTION, Shell
+from isthmus.launch.sites import LaunchSite
+from isthmus.launch.sites_file import LaunchKind
+from isthmus.launch.start import shells_of
+
+_VERDICTS = (EXIT_OK, EXIT_UNFIT)
+_END_SECONDS = 20.0  # for what was told to stop
+_MEETING_PORT = 29500
+
+# Runs until its work is done or its standard input ends: a shell behind ssh is not told that its caller has gone.
+_OUTER = """\
+cd -- {directory} || exit 2
+{preamble}
+exec 3<&0 </dev/null
+{command} &
+child=$!
+{{ read -r _ <&3; kill -TERM "$child"; }} >/dev/null 2>&1 &
+watch=$!
+code=0
+wait "$child" || code=$?
+kill "$watch" 2>/dev/null
+exit "$code"
+"""
+_INNER = """\
+work="$(mktemp -d)"
+trap 'kill "$node" 2>/dev/null; wait "$node"; rm -rf -- "$work"' EXIT
+trap 'exit 130' TERM INT
+base64 -d >"$work/config.yaml" <<<{config}
+{python} -m isthmus.launch.preflight.node --config="$work/config.yaml" {options} &
+node=$!
+code=0
+wait "$node" || code=$?
+exit "$code"
+"""
+
+
+@dataclass
+class _Part:
+    """What was started at one place: a node, or a job of all nodes of a site."""
+
+    site: LaunchSite
+    shell: Shell
+    process: "subprocess.Popen[bytes]"
+    shown: bool  # what it prints is shown as it comes
+    printed: list[str] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
+
+    @property
+    def verdict(self) -> bool:
+        return self.process.returncode in _VERDICTS
+
+
+def preflight_everywhere(config: PreflightRunConfig, sites: Sequence[LaunchSite], *, as_json: bool) -> int:
+    """Start the preflight in all sites, show what the first one tells, and return the verdict as an exit code.
+
+    Raises:
+        UserError: a place cannot be reached, or cannot start its part; what had started is stopped.
+    """
+    parts: list[_Part] = []
+    readers: list[threading.Thread] = []
+    try:
+        for site in sites:
+            for shell, script in _scripts(config, site, as_json=as_json):
+                parts.append(_Part(site, shell, _opened(site, shell, script), shown=site is sites[0]))
+                readers += _reading(parts[-1])
+        while any(part.process.poll() is None for part in parts):
+            if any(part.process.returncode not in (None, *_VERDICTS) for part in parts):
+                break  # the others would wait for it
+            time.sleep(0.05)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    finally:
+        _end(parts)
+        for thread in readers:
+            thread.join(timeout=2)
+    for part in parts:
+        if not part.verdict:
+            raise _cannot(next((one for one in parts if one.process.returncode == NO_CONNECTION), part))
+    for part in parts:
+        for line in part.complaints:
+            if line.startswith("isthmus: "):
+                print(line, file=sys.stderr)
+    return max(part.process.returncode for part in parts)
+
+
+def _opened(site: LaunchSite, shell: Shell, script: str) -> "subprocess.Popen[bytes]":
+    try:
+        return subprocess.Popen(
+            shell.words(script),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C reaches this process, which ends them all
+        )
+    except FileNotFoundError:
+        raise UserError("there is no ssh here", where=f"sites.at.{site.name}") from None
+
+
+def _reading(part: _Part) -> list[threading.Thread]:
+    streams = ((part.process.stdout, _read), (part.process.stderr, _complain))
+    threads = [threading.Thread(target=reader, args=(part, stream), daemon=True) for stream, reader in streams]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def _cannot(part: _Part) -> UserError:
+    said = [line for line in part.complaints if line.strip()] or [f"exit code {part.process.returncode}"]
+    where = f"sites.at.{part.site.name}"
+    if part.shell.host and part.process.returncode == NO_CONNECTION:
+        fix = "`ssh HOST true` has to work without a question"
+        key = "hosts" if part.site.spec.hosts else "ssh"
+        return UserError(f"{part.shell.name} cannot be reached: {said[-1]}", where=f"{where}.{key}", fix=fix)
+    return UserError(f"{part.shell.name}: {said[-1].removeprefix('isthmus: ')}", where=where)
+
+
+def _scripts(config: PreflightRunConfig, site: LaunchSite, *, as_json: bool) -> list[tuple[Shell, str]]:
+    """Return where to run what, so that all nodes of a site take part."""
+    own = config
+    if config.sites.at:
+        own = dataclasses.replace(config, sites=dataclasses.replace(config.sites, name=site.name))
+    packed = base64.b64encode(to_yaml(own).encode()).decode()
+    shells, nodes, port = shells_of(site, config.launch), site.spec.nodes, site.spec.meeting_port or _MEETING_PORT
+    slurm = config.launch.kind is LaunchKind.slurm
+
+    def command(node: str, first: str) -> str:
+        options = ["--json"] if as_json else []
+        if nodes > 1:
+            options += [f"--nodes={nodes}", f"--node={node}", f"--endpoint={first}:{port}"]
+        inner = _INNER.format(config=packed, python=shlex.quote(site.python), options=" ".join(options))
+        return f"bash -c {shlex.quote(inner)}"
+
+    def whole(command: str) -> str:
+        return _OUTER.format(directory=shlex.quote(site.directory), preamble=preamble(site), command=command)
+
+    if slurm:
+        first = '"$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"'
+        step = shlex.join(["srun", *step_options(site, config.launch.exclude)])
+        return [(shells[0], whole(f"{step} {command('$SLURM_NODEID', first)}"))]
+    address = shells[0].host.rpartition("@")[2] or "localhost"
+    return [(shell, whole(command(str(node), address))) for node, shell in enumerate(shells[:nodes])]
+
+
+def _read(part: _Part, stream: "IO[bytes]") -> None:
+    for raw in stream:
+        line = raw.decode(errors="replace").rstrip("\n")
+        part.printed.append(line)
+        if part.shown:
+            print(line, flush=True)
+
+
+def _complain(part: _Part, stream: "IO[bytes]") -> None:
+    for raw in stream:
+        line = raw.decode(errors="replace").rstrip("\n")
+        part.complaints.append(line)
+        if part.shown and not line.startswith("isthmus: "):
+            print(line, file=sys.stderr, flush=True)
+
+
+def _end(parts: Sequence[_Part]) -> None:
+    """Stop what still runs: its standard input ends."""
+    for part in parts:
+        if part.process.stdin is not None:
+            with suppress(OSError):
+                part.process.stdin.close()
+    deadline = time.monotonic() + _END_SECONDS
+    for part in parts:
+        try:
+            part.process.wait(timeout=max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            part.process.kill()
+            part.process.wait()
