@@ -3,6 +3,7 @@
 import queue
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import threading
@@ -80,6 +81,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"isthmus: {error}", file=sys.stderr)
         return error.exit_code
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which `isthmus` has taken for its start
         for line in _merged(list(zip(sites, tails, strict=True)), follow):
             print(line.shown(len(sites)), flush=follow)
     except KeyboardInterrupt:

@@ -1,5 +1,6 @@
 """`isthmus launch preflight`: what would stop or slow this run, found before it starts."""
 
+import socket
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from pathlib import Path
 from isthmus.config import compose, to_yaml
 from isthmus.errors import EXIT_OK, UserError
 from isthmus.files import write_atomically
+from isthmus.launch.node import Place
 from isthmus.launch.preflight.config import (
     PreflightRunConfig,
     sites_to_start,
@@ -68,7 +70,8 @@ def main(words: Sequence[str]) -> int:
         with tempfile.TemporaryDirectory(prefix="isthmus-preflight-") as folder:
             resolved = Path(folder, "config.yaml")
             write_atomically(resolved, to_yaml(config).encode())
-            return run_node(site, resolved, ["--json"] if command.json else [])
+            options, alone = ["--json"] if command.json else [], Place(0, 1, socket.gethostname(), "preflight")
+            return run_node(site, resolved, options, place=alone, wait_seconds=config.preflight.wait_seconds)
     except UserError as error:
         print(f"isthmus: {error}", file=sys.stderr)
         return error.exit_code

@@ -2,7 +2,9 @@
 
 import base64
 import dataclasses
+import secrets
 import shlex
+import signal
 import subprocess
 import sys
 import threading
@@ -22,8 +24,8 @@ from isthmus.launch.sites_file import LaunchKind
 from isthmus.launch.start import shells_of
 
 _VERDICTS = (EXIT_OK, EXIT_UNFIT)
+_OF_THE_END = ("isthmus: ", "srun: error: ", "ssh: ")  # told in one line, with what failed
 _END_SECONDS = 20.0  # for what was told to stop
-_MEETING_PORT = 29500
 
 # Runs until its work is done or its standard input ends: a shell behind ssh is not told that its caller has gone.
 _OUTER = """\
@@ -76,6 +78,7 @@ def preflight_everywhere(config: PreflightRunConfig, sites: Sequence[LaunchSite]
     """
     parts: list[_Part] = []
     readers: list[threading.Thread] = []
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         for site in sites:
             for shell, script in _scripts(config, site, as_json=as_json):
@@ -129,7 +132,8 @@ def _cannot(part: _Part) -> UserError:
         fix = "`ssh HOST true` has to work without a question"
         key = "hosts" if part.site.spec.hosts else "ssh"
         return UserError(f"{part.shell.name} cannot be reached: {said[-1]}", where=f"{where}.{key}", fix=fix)
-    return UserError(f"{part.shell.name}: {said[-1].removeprefix('isthmus: ')}", where=where)
+    words = next((line for line in reversed(said) if line.startswith("isthmus: ")), said[-1])
+    return UserError(f"{part.shell.name}: {words.removeprefix('isthmus: ').removeprefix('srun: error: ')}", where=where)
 
 
 def _scripts(config: PreflightRunConfig, site: LaunchSite, *, as_json: bool) -> list[tuple[Shell, str]]:
@@ -138,25 +142,18 @@ def _scripts(config: PreflightRunConfig, site: LaunchSite, *, as_json: bool) -> 
     if config.sites.at:
         own = dataclasses.replace(config, sites=dataclasses.replace(config.sites, name=site.name))
     packed = base64.b64encode(to_yaml(own).encode()).decode()
-    shells, nodes, port = shells_of(site, config.launch), site.spec.nodes, site.spec.meeting_port or _MEETING_PORT
-    slurm = config.launch.kind is LaunchKind.slurm
+    shells, launch_id = shells_of(site, config.launch), secrets.token_hex(4)
 
-    def command(node: str, first: str) -> str:
-        options = ["--json"] if as_json else []
-        if nodes > 1:
-            options += [f"--nodes={nodes}", f"--node={node}", f"--endpoint={first}:{port}"]
-        inner = _INNER.format(config=packed, python=shlex.quote(site.python), options=" ".join(options))
-        return f"bash -c {shlex.quote(inner)}"
-
-    def whole(command: str) -> str:
+    def script(place: Sequence[str], *before: str) -> str:
+        words = [f"--launch-id={launch_id}", *place, *(["--json"] if as_json else [])]
+        inner = _INNER.format(config=packed, python=shlex.quote(site.python), options=" ".join(words))
+        command = shlex.join([*before, "bash", "-c", inner])
         return _OUTER.format(directory=shlex.quote(site.directory), preamble=preamble(site), command=command)
 
-    if slurm:
-        first = '"$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"'
-        step = shlex.join(["srun", *step_options(site, config.launch.exclude)])
-        return [(shells[0], whole(f"{step} {command('$SLURM_NODEID', first)}"))]
-    address = shells[0].host.rpartition("@")[2] or "localhost"
-    return [(shell, whole(command(str(node), address))) for node, shell in enumerate(shells[:nodes])]
+    if config.launch.kind is LaunchKind.slurm:
+        return [(shells[0], script([], "srun", *step_options(site, config.launch.exclude)))]
+    nodes = site.spec.nodes
+    return [(shell, script([f"--nodes={nodes}", f"--node={node}"])) for node, shell in enumerate(shells[:nodes])]
 
 
 def _read(part: _Part, stream: "IO[bytes]") -> None:
@@ -171,7 +168,7 @@ def _complain(part: _Part, stream: "IO[bytes]") -> None:
     for raw in stream:
         line = raw.decode(errors="replace").rstrip("\n")
         part.complaints.append(line)
-        if part.shown and not line.startswith("isthmus: "):
+        if part.shown and not line.startswith(_OF_THE_END):
             print(line, file=sys.stderr, flush=True)
 
 

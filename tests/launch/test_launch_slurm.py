@@ -4,6 +4,7 @@ benchmarks/slurm_drill.py does the same with training runs, whose losses must co
 """
 
 import json
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -142,3 +143,23 @@ def test_what_slurm_refuses_is_one_line_and_no_job(
     assert result.err.startswith("isthmus: sites.at.two.slurm: ")
     assert words in result.err
     assert slurm.run("squeue", "--noheader", "--states=all") == before
+
+
+def test_a_preflight_runs_in_a_job_of_its_own(slurm: Slurm, tmp_path: Path, shared_cache: Path) -> None:
+    table = {"at": {"one": {"python": sys.executable, "threads": 1, "nodes": 2, "slurm": {"time": "10"}}}}
+    (tmp_path / "sites.yaml").write_text(json.dumps(table))
+    quick = ["preflight.matmul_seconds=0.1", "preflight.disk_mb=1", f"data.cache_dir={shared_cache}"]
+    words = ["launch=slurm", "sites=sites.yaml", "run.name=r", "train.steps=20", *quick]
+    result = isthmus_cli("launch", "preflight", *words, "--json", cwd=tmp_path, environment=slurm.environment)
+    assert result.code in (0, 90), result.err
+    report = json.loads(result.out)
+    assert {name: site["size"] for name, site in report["sites"].items()} == {"one": 2}
+    # Beside other tests a rank may seem slow.
+    failed = {finding["check"] for finding in report["findings"] if finding["status"] == "fail"}
+    assert failed <= {"speed", "collectives"}, report["findings"]
+    table["at"]["one"]["slurm"]["partition"] = "nowhere"
+    (tmp_path / "sites.yaml").write_text(json.dumps(table))
+    refused = isthmus_cli("launch", "preflight", *words, cwd=tmp_path, environment=slurm.environment)
+    assert (refused.code, refused.err.count("\n")) == (2, 1), refused.err
+    assert "isthmus: sites.at.one: this machine: " in refused.err
+    assert "nvalid partition" in refused.err

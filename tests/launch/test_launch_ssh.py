@@ -132,7 +132,7 @@ def everywhere(root: Path, sshd: Sshd, *words: str, host: str = "127.0.0.3") -> 
         (root / name).mkdir(exist_ok=True)
     two = {"hosts": [host, "127.0.0.4"], "nodes": 2, "ssh_options": sshd.options, "meeting_port": free_port()}
     at = {
-        "one": {"dir": str(root / "one"), "threads": 1},
+        "one": {"dir": str(root / "one"), "threads": 1, "ranks_per_node": 2},
         "two": two | {"dir": str(root / "two"), "python": sys.executable, "threads": 1},
     }
     (root / "sites.yaml").write_text(json.dumps({"store": f"127.0.0.1:{free_port()}", "at": at}))
@@ -150,7 +150,7 @@ def test_one_preflight_looks_at_all_sites_and_all_their_nodes(sshd: Sshd, tmp_pa
     result = everywhere(tmp_path, sshd, "--json", f"data.cache_dir={shared_cache}")
     assert result.code in (0, 90), result.err
     report = json.loads(result.out)
-    assert {name: site["size"] for name, site in report["sites"].items()} == {"one": 1, "two": 2}
+    assert {name: site["size"] for name, site in report["sites"].items()} == {"one": 2, "two": 2}
     assert [link["between"] for link in report["links"]] == [["one", "two"]]
     assert (tmp_path / "two/runs/r/two/preflight.json").exists()
     # On one machine that other tests keep busy, only speeds may fail.
