@@ -14,12 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from isthmus.config import load_resolved
-from isthmus.errors import UserError
+from isthmus.errors import EXIT_NODE_LOST, EXIT_REQUEUE, UserError
 from isthmus.files import write_atomically, write_json
 from isthmus.launch.agent import Ranks
 from isthmus.launch.crew import Crew, Follower, Leader, Timing, own_name_and_address
 from isthmus.launch.sites_file import Affinity
 from isthmus.launch.supervise import Supervisor, follow, tell, unwanted
+from isthmus.processes import die_with_parent
 from isthmus.train.config import Config, run_name, site_name
 from isthmus.train.validate import load_corpus, plan_run, prepare_folder
 
@@ -37,6 +38,10 @@ class Place:
 def main(argv: Sequence[str] | None = None) -> int:
     """Lead or follow until the run has ended; return the exit code of the policy table."""
     words = _parse(sys.argv[1:] if argv is None else argv)
+    under_srun = words.nodes is None and "SLURM_PROCID" in os.environ
+    if under_srun:
+        # The parent is slurmstepd: without it nothing would end this node, and what trains here would go on unseen.
+        die_with_parent()
     try:
         config = load_resolved(Config, words.config)
         folder = Path(config.run.dir).expanduser().absolute() / run_name(config) / site_name(config)
@@ -49,9 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"isthmus: {error}", file=sys.stderr)
         return error.exit_code
+    ended = folder / "launch" / "exit"
+    if under_srun and place.node and code == EXIT_NODE_LOST and not ended.exists():
+        # The leader's step has died, or it would have said how the run ended; where its node is lost, so is the job.
+        write_atomically(ended, f"{EXIT_REQUEUE}\n".encode())
     if place.node == 0:
         # srun's own exit code is that of the task that ended worst, and it ends all when one has failed.
-        write_atomically(folder / "launch" / "exit", f"{code}\n".encode())
+        write_atomically(ended, f"{code}\n".encode())
     return code
 
 

@@ -136,12 +136,21 @@ if [[ $interrupted == 1 ]]; then # before there was a step
     interrupted=0
     kill -s USR2 "$step" 2>/dev/null || true
 fi
+# A node whose slurmstepd has been killed keeps srun waiting for good, although the run has ended.
+{{
+    until [[ -s "$files/exit" ]]; do sleep 5; done
+    sleep 60
+    echo "isthmus: the run has ended, but a node's step does not answer: no longer waiting for it" >&2
+    kill -s KILL "$step"
+}} &
+patience=$!
 while :; do
     code=0
     wait "$step" || code=$?
     [[ $interrupted == 1 ]] || break # a signal ends `wait`, not the step
     interrupted=0
 done
+kill "$patience" 2>/dev/null || true
 # srun's code is the highest of all tasks. The first agent has written down the run's; if it could not, it was killed.
 ended="$code"
 if [[ -s "$files/exit" ]]; then

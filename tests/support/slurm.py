@@ -98,12 +98,15 @@ class Slurm:
 
     def step_daemons(self, node: str) -> list[int]:
         """Return the slurmstepd processes of a node's job steps (not those of the batch script)."""
-        found = []
+        found = set()
         for process in self._steps_of(node):
-            command = Path(f"/proc/{process}/cmdline").read_bytes()
+            # The daemon has no variables of the node itself: it is the parent of the first one that has.
+            parent = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+            command = Path(f"/proc/{parent}/cmdline").read_bytes()
             if b"slurmstepd" in command and b".batch" not in command:
-                found.append(process)
-        return found
+                found.add(parent)
+        assert found, f"{node} has no step"
+        return sorted(found)
 
     def tail(self) -> str:
         return "\n".join((self.folder / "ctld.log").read_text().splitlines()[-10:])
