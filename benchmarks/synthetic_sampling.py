@@ -114,7 +114,7 @@ _OPTIONS = {
 }
 
 
-def checkpoint(steps: int = 1500) -> dict[str, Any]:
+def checkpoint(steps: int = 600) -> dict[str, Any]:
     """Train `nano` on documents made by template, have it answer other tasks, and count what is accepted."""
     return {"steps": steps} | {recipe: _own_generator(recipe, steps) for recipe in _OPTIONS}
 

@@ -79,6 +79,7 @@ def url() -> Iterator[str]:
 
 SHAPES = {
     "mathematics": "options: {kinds: [percent, fractions], levels: [1]}",
+    "rephrase": "options: {words: 70, least_words: 25, keep_names: 0.8, styles: [plain]}",
     "article": "options: {words: 130, least_words: 40}",
 }
 
