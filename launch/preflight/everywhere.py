@@ -62,12 +62,11 @@ class _Part:
     shell: Shell
     process: "subprocess.Popen[bytes]"
     shown: bool  # what it prints is shown as it comes
-    printed: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
 
     @property
-    def verdict(self) -> bool:
-        return self.process.returncode in _VERDICTS
+    def failed(self) -> bool:
+        return self.process.poll() not in (None, *_VERDICTS)
 
 
 def preflight_everywhere(config: PreflightRunConfig, sites: Sequence[LaunchSite], *, as_json: bool) -> int:
@@ -84,19 +83,17 @@ def preflight_everywhere(config: PreflightRunConfig, sites: Sequence[LaunchSite]
             for shell, script in _scripts(config, site, as_json=as_json):
                 parts.append(_Part(site, shell, _opened(site, shell, script), shown=site is sites[0]))
                 readers += _reading(parts[-1])
-        while any(part.process.poll() is None for part in parts):
-            if any(part.process.returncode not in (None, *_VERDICTS) for part in parts):
-                break  # the others would wait for it
+        while any(part.process.poll() is None for part in parts) and not any(part.failed for part in parts):
             time.sleep(0.05)
+        causes = [part for part in parts if part.failed]  # the others would wait for it, and are ended
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     finally:
         _end(parts)
         for thread in readers:
             thread.join(timeout=2)
-    for part in parts:
-        if not part.verdict:
-            raise _cannot(next((one for one in parts if one.process.returncode == NO_CONNECTION), part))
+    if causes:
+        raise _cannot(causes[0])
     for part in parts:
         for line in part.complaints:
             if line.startswith("isthmus: "):
@@ -159,7 +156,6 @@ def _scripts(config: PreflightRunConfig, site: LaunchSite, *, as_json: bool) -> 
 def _read(part: _Part, stream: "IO[bytes]") -> None:
     for raw in stream:
         line = raw.decode(errors="replace").rstrip("\n")
-        part.printed.append(line)
         if part.shown:
             print(line, flush=True)
 
