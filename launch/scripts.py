@@ -138,8 +138,14 @@ if [[ $interrupted == 1 ]]; then # before there was a step
 fi
 # A node whose slurmstepd has been killed keeps srun waiting for good, although the run has ended.
 {{
-    until [[ -s "$files/exit" ]]; do sleep 5; done
-    sleep 60
+    trap 'kill "$!" 2>/dev/null' EXIT
+    trap exit TERM
+    nap() {{
+        sleep "$1" >/dev/null 2>&1 &
+        wait "$!"
+    }}
+    until [[ -s "$files/exit" ]]; do nap 5; done
+    nap 45
     echo "isthmus: the run has ended, but a node's step does not answer: no longer waiting for it" >&2
     kill -s KILL "$step"
 }} &

@@ -140,11 +140,13 @@ def test_plain_torchrun_gets_the_same_run(tmp_path: Path) -> None:
 
 # What the script of a job calls, each with its words on a line of `calls`.
 _PROGRAMS = {
-    "srun": 'cd "$FILES"; echo "$ENDS" >exit; printf "$EXCLUDED" >excluded; echo "${STOPPED:-}" >stop; exit 1',
+    "srun": 'cd "$FILES"; echo "$ENDS" >exit; printf "$EXCLUDED" >excluded; echo "${STOPPED:-}" >stop; '
+    '[[ -z ${HANGS:-} ]] || exec "$REAL" 600; exit 1',
     "squeue": 'echo "squeue $*" >>"$CALLS"; [[ -z ${SILENT:-} ]] || exit 1; echo RUNNING',
     "scontrol": 'echo "scontrol $*" >>"$CALLS"',
     "sbatch": 'echo "sbatch $*" >>"$CALLS"; [[ -z ${SILENT:-} ]] || exit 1; echo 99',
-    "sleep": "",
+    # No pauses, but one: for that long the script waits for an srun that does not end.
+    "sleep": '[[ $1 != 45 || -n ${HANGS:-} ]] || exec "$REAL" 45',
 }
 _TASK = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "1"}
 
@@ -156,6 +158,7 @@ _TASK = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "1"}
         ({"ENDS": "85"}, 85, "scontrol requeue 7", ""),
         ({"ENDS": "85", "STOPPED": "1a2b3c4d"}, 85, "squeue ", ""),
         ({"ENDS": "85", "STOPPED": "earlier"}, 85, "scontrol requeue 7", ""),
+        ({"ENDS": "85", "HANGS": "1"}, 85, "scontrol requeue 7", ""),
         ({"ENDS": "86"}, 86, "scontrol requeue 7", ""),
         ({"ENDS": "87"}, 87, "scontrol requeue 7", ""),
         ({"ENDS": "84"}, 84, "scontrol requeue 7", ""),
@@ -182,6 +185,7 @@ def test_how_a_job_follows_itself(environment: dict[str, str], code: int, last: 
     script.write_text(job_script([site], launch_id="1a2b3c4d"))
     fixed = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1"}
     fixed |= {"FILES": str(files), "CALLS": str(tmp_path / "calls"), "EXCLUDED": ""}
+    fixed["REAL"] = str(shutil.which("sleep"))
     result = subprocess.run(["bash", str(script)], env={**fixed, **environment}, capture_output=True, text=True)
     assert result.returncode == code, result.stderr
     assert (tmp_path / "calls").read_text().splitlines()[-1].startswith(last), result.stderr
