@@ -12,7 +12,7 @@ from isthmus.files import write_atomically, write_json
 from isthmus.launch.local import run_here, run_sites_here
 from isthmus.launch.record import LaunchRecord, SiteRecord, read_record
 from isthmus.launch.scripts import agent_script, job_script, torchrun_command
-from isthmus.launch.sites import LaunchSite, launch_sites
+from isthmus.launch.sites import LaunchSite, launch_sites, plan_site
 from isthmus.launch.sites_file import LaunchKind, LaunchRunConfig, SiteSpec
 from isthmus.launch.snapshot import snapshot
 from isthmus.launch.start import check, record_of, shells_of, start_agents, submit, try_submission, undo, wait_started
@@ -20,7 +20,7 @@ from isthmus.launch.states import active, states
 from isthmus.launch.verbs import run_verb
 from isthmus.train.command import Command, parse, print_help
 from isthmus.train.config import Config, run_name, site_name
-from isthmus.train.validate import Plan, load_corpus, plan_run, prepare_folder
+from isthmus.train.validate import Plan, load_corpus, prepare_folder
 
 _USAGE = """\
 isthmus launch [OPTION] [GROUP=CHOICE] [KEY=VALUE] ...   train: every site, every rank
@@ -104,13 +104,7 @@ def _launch(argv: Sequence[str]) -> int:
 
 
 def _validated(whole: LaunchRunConfig, site: LaunchSite) -> Plan:
-    plan = plan_run(
-        site.config,
-        world_size=site.world_size,
-        local_world_size=site.ranks_per_node,
-        # Where ranks will see other devices than this process does.
-        elsewhere=site.elsewhere or whole.launch.kind is LaunchKind.slurm,
-    )
+    plan = plan_site(site, whole.launch)
     if not site.elsewhere and site.spec.dir is None:
         load_corpus(site.config, plan)
     return plan

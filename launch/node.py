@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from isthmus.config import load_resolved
-from isthmus.errors import EXIT_NODE_LOST, EXIT_REQUEUE, UserError
+from isthmus.errors import EXIT_NODE_LOST, UserError
 from isthmus.files import write_atomically, write_json
 from isthmus.launch.agent import Ranks
 from isthmus.launch.crew import Crew, Follower, Leader, Timing, own_name_and_address
@@ -38,7 +38,7 @@ class Place:
 def main(argv: Sequence[str] | None = None) -> int:
     """Lead or follow until the run has ended; return the exit code of the policy table."""
     words = _parse(sys.argv[1:] if argv is None else argv)
-    under_srun = words.nodes is None and "SLURM_PROCID" in os.environ
+    under_srun = _is_under_srun(os.environ, words.nodes)
     if under_srun:
         # The parent is slurmstepd: without it nothing would end this node, and what trains here would go on unseen.
         die_with_parent()
@@ -55,18 +55,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"isthmus: {error}", file=sys.stderr)
         return error.exit_code
     ended = folder / "launch" / "exit"
-    if under_srun and place.node and code == EXIT_NODE_LOST and not ended.exists():
-        # The leader's step has died, or it would have said how the run ended; where its node is lost, so is the job.
-        write_atomically(ended, f"{EXIT_REQUEUE}\n".encode())
-    if place.node == 0:
-        # srun's own exit code is that of the task that ended worst, and it ends all when one has failed.
+    # srun's own exit code is that of the task that ended worst, and it ends all when one has failed. The first node
+    # says how the run ended; where its step has died (with its machine, the job has), the others say so.
+    leaderless = under_srun and code == EXIT_NODE_LOST and not ended.exists()
+    if place.node == 0 or leaderless:
         write_atomically(ended, f"{code}\n".encode())
     return code
 
 
 def place_of(environment: Mapping[str, str], nodes: int | None, node: int | None, launch_id: str) -> Place:
     """Return where this node is, as the command line says, or else srun."""
-    if nodes is None and "SLURM_PROCID" in environment:
+    if _is_under_srun(environment, nodes):
         job = f"{environment['SLURM_JOB_ID']}.{environment.get('SLURM_RESTART_COUNT', 0)}"
         return Place(
             node=int(environment["SLURM_PROCID"]),
@@ -75,6 +74,10 @@ def place_of(environment: Mapping[str, str], nodes: int | None, node: int | None
             launch_id=f"{launch_id}-{job}",
         )
     return Place(node or 0, nodes or 1, socket.gethostname(), launch_id)
+
+
+def _is_under_srun(environment: Mapping[str, str], nodes: int | None) -> bool:
+    return nodes is None and "SLURM_PROCID" in environment
 
 
 def _run(words: argparse.Namespace, config: Config, folder: Path, place: Place) -> int:

@@ -13,6 +13,7 @@ from isthmus.errors import UserError
 from isthmus.launch.sites_file import LaunchConfig, LaunchKind, LaunchRunConfig, SiteSpec
 from isthmus.parallelism.sites.config import SitesConfig
 from isthmus.train.config import PER_SITE, Config, run_name, site_name
+from isthmus.train.validate import Plan, plan_run
 
 _ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _TIME = re.compile(r"\d+|\d+:\d+(:\d+)?|\d+-\d+(:\d+){0,2}")  # sbatch(1), --time
@@ -100,6 +101,21 @@ def launch_sites(config: LaunchRunConfig) -> list[LaunchSite]:
     if config.launch.array:
         _validate_array(sites)
     return sites
+
+
+def plan_site(site: LaunchSite, launch: LaunchConfig) -> Plan:
+    """Check a site's configuration against its ranks, wherever they are.
+
+    Raises:
+        UserError: naming the key.
+    """
+    return plan_run(
+        site.config,
+        world_size=site.world_size,
+        local_world_size=site.ranks_per_node,
+        # Where ranks will see other devices than this process does.
+        elsewhere=site.elsewhere or launch.kind is LaunchKind.slurm,
+    )
 
 
 def _own_keys(name: str, spec: SiteSpec) -> dict[str, object]:

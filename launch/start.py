@@ -127,6 +127,11 @@ def undo(records: Sequence[SiteRecord]) -> None:
                 shell.run(f"kill -KILL {process}")
 
 
+def unreachable(site: LaunchSite, shell: Shell, why: object) -> UserError:
+    fix = "`ssh HOST true` has to work without a question"
+    return UserError(f"{shell.name} cannot be reached: {why}", where=_key(site), fix=fix)
+
+
 def in_parallel(call: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
     """Call for all items at once, and return or raise in their order."""
     with ThreadPoolExecutor(max_workers=max(1, min(64, len(items)))) as pool:
@@ -153,8 +158,7 @@ def _probe(site: LaunchSite, shell: Shell) -> dict[str, Any]:
     try:
         answer = shell.run("\n".join(lines))
     except Unreachable as error:
-        fix = "`ssh HOST true` has to work without a question"
-        raise UserError(f"{shell.name} cannot be reached: {error}", where=_key(site), fix=fix) from None
+        raise unreachable(site, shell, error) from None
     where = f"sites.at.{site.name}"
     if answer.code in (4, 5):
         folder = site.directory if answer.code == 4 else site.files

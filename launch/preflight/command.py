@@ -1,6 +1,6 @@
 """`isthmus launch preflight`: what would stop or slow this run, found before it starts."""
 
-import socket
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from pathlib import Path
 from isthmus.config import compose, to_yaml
 from isthmus.errors import EXIT_OK, UserError
 from isthmus.files import write_atomically
-from isthmus.launch.node import Place
+from isthmus.launch.node import place_of
 from isthmus.launch.preflight.config import (
     PreflightRunConfig,
     sites_to_start,
@@ -18,7 +18,7 @@ from isthmus.launch.preflight.config import (
 )
 from isthmus.launch.preflight.everywhere import preflight_everywhere
 from isthmus.launch.preflight.node import run_node
-from isthmus.launch.sites_file import LaunchKind
+from isthmus.launch.sites import plan_site
 from isthmus.train.command import parse, print_help
 from isthmus.train.validate import plan_run
 
@@ -57,8 +57,7 @@ def main(words: Sequence[str]) -> int:
         validate_preflight(config.preflight)
         if sites := sites_to_start(config):
             for site in sites:
-                elsewhere = site.elsewhere or config.launch.kind is LaunchKind.slurm
-                plan_run(site.config, site.world_size, site.ranks_per_node, elsewhere=elsewhere)
+                plan_site(site, config.launch)
             return preflight_everywhere(config, sites, as_json=command.json)
         site = this_site(config)
         if site.spec.nodes > 1:
@@ -70,7 +69,7 @@ def main(words: Sequence[str]) -> int:
         with tempfile.TemporaryDirectory(prefix="isthmus-preflight-") as folder:
             resolved = Path(folder, "config.yaml")
             write_atomically(resolved, to_yaml(config).encode())
-            options, alone = ["--json"] if command.json else [], Place(0, 1, socket.gethostname(), "preflight")
+            options, alone = ["--json"] if command.json else [], place_of(os.environ, 1, 0, "preflight")
             return run_node(site, resolved, options, place=alone, wait_seconds=config.preflight.wait_seconds)
     except UserError as error:
         print(f"isthmus: {error}", file=sys.stderr)

@@ -21,7 +21,7 @@ from isthmus.launch.scripts import preamble, step_options
 from isthmus.launch.shell import NO_CONNECTION, Shell
 from isthmus.launch.sites import LaunchSite
 from isthmus.launch.sites_file import LaunchKind
-from isthmus.launch.start import shells_of
+from isthmus.launch.start import shells_of, unreachable
 
 _VERDICTS = (EXIT_OK, EXIT_UNFIT)
 _OF_THE_END = ("isthmus: ", "srun: error: ", "ssh: ")  # told in one line, with what failed
@@ -124,13 +124,11 @@ def _reading(part: _Part) -> list[threading.Thread]:
 
 def _cannot(part: _Part) -> UserError:
     said = [line for line in part.complaints if line.strip()] or [f"exit code {part.process.returncode}"]
-    where = f"sites.at.{part.site.name}"
     if part.shell.host and part.process.returncode == NO_CONNECTION:
-        fix = "`ssh HOST true` has to work without a question"
-        key = "hosts" if part.site.spec.hosts else "ssh"
-        return UserError(f"{part.shell.name} cannot be reached: {said[-1]}", where=f"{where}.{key}", fix=fix)
+        return unreachable(part.site, part.shell, said[-1])
     words = next((line for line in reversed(said) if line.startswith("isthmus: ")), said[-1])
-    return UserError(f"{part.shell.name}: {words.removeprefix('isthmus: ').removeprefix('srun: error: ')}", where=where)
+    words = words.removeprefix("isthmus: ").removeprefix("srun: error: ")
+    return UserError(f"{part.shell.name}: {words}", where=f"sites.at.{part.site.name}")
 
 
 def _scripts(config: PreflightRunConfig, site: LaunchSite, *, as_json: bool) -> list[tuple[Shell, str]]:
