@@ -68,8 +68,9 @@ def preflight(
         # Mostly all ranks meet the same mistake; one that meets it alone is a finding.
         board.post("look", {"rank": rank.rank, "node": rank.node, "refused": str(error)})
         if reporter is None:
-            return EXIT_OK
+            return _verdict(board)
         print(f"isthmus: {error}", file=sys.stderr)
+        board.announce("verdict", error.exit_code)
         return error.exit_code
     with ThreadPoolExecutor(1) as beside, ExitStack() as stack:
         meeting = Meeting(config, rank, keys.wait_seconds) if plan.sites > 1 else None
@@ -90,15 +91,26 @@ def preflight(
             opened.result()
             seen["abroad"] = _look_abroad(meeting, config, keys, rank, clock, tell)
         board.post("seen", seen)
-        code = EXIT_OK
-        if reporter is not None:
+        if reporter is None:
+            code = _verdict(board)
+        else:
             ranks = _all_seen(board, here, keys.wait_seconds)
             site: dict[str, Any] = {"name": site_name(config), "size": rank.size, "ranks": ranks}
             sites = _exchange(meeting, site, 2 * keys.wait_seconds) if meeting else {str(site["name"]): site}
             code = reporter.report(sites, meeting, plan, seconds=time.monotonic() - began)
+            board.announce("verdict", code)
         if meeting is not None:
             meeting.leave()
     return code
+
+
+def _verdict(board: Board) -> int:
+    """Return rank 0's exit code: where some ranks succeed and others fail, their agents wait minutes for each other."""
+    try:
+        code = board.hear("verdict", _DECISION_SECONDS)
+    except Exception:  # the store has gone, with rank 0
+        code = None
+    return EXIT_OK if code is None else int(code)
 
 
 def _use_device(config: Config, rank: Rank) -> str:
