@@ -26,14 +26,13 @@ _HEADER = re.compile(r"==> (.+) <==")
 _TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}")
 # A restart on other nodes writes to files that were not there before: those are followed from their first line, by a
 # further tail whose lines are marked with its number, since each tail says only when it goes from file to file itself.
-# It ends with whoever called it: a shell behind ssh is not told that its caller has gone.
 _FOLLOW = """\
 {{
     declare -A known
     count=0 lines={lines}
     trap 'kill $(jobs -p) 2>/dev/null' EXIT
-    trap exit INT TERM HUP
-    while [ -d "/proc/$PPID" ]; do
+    trap exit TERM
+    while :; do
         new=()
         for file in {pattern}; do
             [ -n "${{known[$file]}}" ] || new+=("$file")
@@ -88,7 +87,8 @@ def main(argv: Sequence[str]) -> int:
         pass
     finally:
         for tail in tails:
-            tail.terminate()
+            assert tail.stdin is not None
+            tail.stdin.close()  # which ends it
             tail.wait()
     return EXIT_OK
 

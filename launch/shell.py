@@ -10,6 +10,22 @@ NO_CONNECTION = 255  # ssh(1)
 _OPTIONS = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=15"]
 
 
+# A shell behind ssh is not told that its caller has gone; that its standard input has ended, it is.
+_LEASH = """\
+exec 3<&0 </dev/null
+(
+{script}
+) &
+child=$!
+{{ read -r _ <&3; kill -TERM "$child"; }} >/dev/null 2>&1 &
+watch=$!
+code=0
+wait "$child" || code=$?
+kill "$watch" 2>/dev/null
+exit "$code"
+"""
+
+
 class Unreachable(Exception):
     """ssh has not got there; says why in one line."""
 
@@ -62,10 +78,20 @@ class Shell:
             raise Unreachable(answer.last_words)
         return answer
 
-    def open(self, script: str) -> "subprocess.Popen[bytes]":
-        """Start a script whose output is read as it comes."""
+    def open(self, script: str, *, errors: bool = False) -> "subprocess.Popen[bytes]":
+        """Start a script whose output is read as it comes; it is ended when its standard input, a pipe, is closed.
+
+        What runs then gets SIGTERM: a script ends in an `exec`, or has a trap that ends what it has started.
+
+        Args:
+            errors: its standard error is read as well.
+        """
         return subprocess.Popen(
-            self.words(script), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            self.words(_LEASH.format(script=script)),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE if errors else subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C reaches the caller, which closes the pipe
         )
 
     def words(self, script: str) -> list[str]:

@@ -27,20 +27,10 @@ _VERDICTS = (EXIT_OK, EXIT_UNFIT)
 _OF_THE_END = ("isthmus: ", "srun: error: ", "ssh: ")  # told in one line, with what failed
 _END_SECONDS = 20.0  # for what was told to stop
 
-# Runs until its work is done or its standard input ends: a shell behind ssh is not told that its caller has gone.
 _OUTER = """\
 cd -- {directory} || exit 2
 {preamble}
-exec 3<&0 </dev/null
-{command} &
-child=$!
-{{ read -r _ <&3; kill -TERM "$child"; }} >/dev/null 2>&1 &
-watch=$!
-code=0
-wait "$child" || code=$?
-kill "$watch" 2>/dev/null
-exit "$code"
-"""
+exec {command}"""
 _INNER = """\
 work="$(mktemp -d)"
 trap 'kill "$node" 2>/dev/null; wait "$node"; rm -rf -- "$work"' EXIT
@@ -103,13 +93,7 @@ def preflight_everywhere(config: PreflightRunConfig, sites: Sequence[LaunchSite]
 
 def _opened(site: LaunchSite, shell: Shell, script: str) -> "subprocess.Popen[bytes]":
     try:
-        return subprocess.Popen(
-            shell.words(script),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C reaches this process, which ends them all
-        )
+        return shell.open(script, errors=True)
     except FileNotFoundError:
         raise UserError("there is no ssh here", where=f"sites.at.{site.name}") from None
 
