@@ -17,6 +17,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.distributed import DistStoreError, TCPStore
 
 from isthmus.errors import EXIT_SITE_LOST, UserError
@@ -95,6 +96,7 @@ def meet(
         deadline_seconds=lane.deadline_seconds,
         chunk_bytes=lane.chunk_bytes,
         wait_seconds=max(deadline - time.monotonic(), 1.0),
+        pinned=torch.cuda.is_available(),
     )
     try:
         for site, hello in opened.hellos.items():

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
+import torch
 from typing_extensions import Buffer
 
 from isthmus.parallelism.sites.dialing import Address, Listener, Party, dial
@@ -28,8 +29,9 @@ _FAREWELL_TAG, _LONGEST_FAREWELL = (1 << 64) - 3, 4096
 class _Message:
     """A message that comes in, in chunks of any order."""
 
-    def __init__(self, total: int) -> None:
-        self.content = memoryview(bytearray(total))
+    def __init__(self, total: int, *, pinned: bool) -> None:
+        # Not a bytearray: clearing one of a large bucket would hold up every thread of this process.
+        self.content = torch.empty(total, dtype=torch.uint8, pin_memory=pinned and bool(total)).numpy().data
         self.missing = total
         self.complete = total == 0
 
@@ -75,11 +77,12 @@ class TcpLane:
         *,
         deadline_seconds: float,
         chunk_bytes: int,
+        pinned: bool = False,
     ) -> None:
         self.site, self.names, self.lane = party.site, party.names, party.lane
         self.hellos = {site: streams[0][1] for site, streams in connections.items()}
         self.changed = threading.Condition()
-        self._deadline, self._chunk_bytes = deadline_seconds, chunk_bytes
+        self._deadline, self._chunk_bytes, self._pinned = deadline_seconds, chunk_bytes, pinned
         self._peers = {site: _Peer(party.names[site], len(streams)) for site, streams in connections.items()}
         self._sockets = [connection for streams in connections.values() for connection, _ in streams.values()]
         self._listeners: dict[int, Callable[[], None]] = {}
@@ -241,7 +244,7 @@ class TcpLane:
                 with self.changed:
                     message = peer.inbox.get(tag)
                     if message is None:
-                        message = peer.inbox[tag] = _Message(total)
+                        message = peer.inbox[tag] = _Message(total, pinned=self._pinned)
                 target = message.content[offset : offset + length]
                 if len(message.content) != total or not self._fill(peer, connection, target):
                     self._fail(peer, "the connection was closed in the middle of a message")
@@ -302,6 +305,7 @@ def connect(
     deadline_seconds: float,
     chunk_bytes: int,
     wait_seconds: float,
+    pinned: bool = False,
 ) -> TcpLane:
     """Connect to the ranks of this lane in all other sites.
 
@@ -309,13 +313,14 @@ def connect(
         addresses: where each other site's rank listens.
         deadline_seconds: a wait fails when nothing has moved for so long.
         chunk_bytes: size of the pieces that are spread over the connections.
+        pinned: what comes goes on to a GPU, so it is received into page-locked memory.
 
     Raises:
         UserError: a site has another secret.
         LaneError: a site cannot be reached within `wait_seconds`.
     """
     connections = dial(listener, party, addresses, wait_seconds)
-    return TcpLane(party, connections, deadline_seconds=deadline_seconds, chunk_bytes=chunk_bytes)
+    return TcpLane(party, connections, deadline_seconds=deadline_seconds, chunk_bytes=chunk_bytes, pinned=pinned)
 
 
 def _send_all(connection: socket.socket, header: bytes, part: memoryview) -> None:
