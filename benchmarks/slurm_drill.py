@@ -154,12 +154,12 @@ def limit(slurm: Slurm, folder: Path, reference: dict[int, float]) -> dict[str, 
 
 def step_daemon(slurm: Slurm, folder: Path, reference: dict[int, float]) -> dict[str, Any]:
     """The daemon of a node's step is killed, with the node's ranks."""
-    drill = Drill(slurm, folder)
-    drill.wait_for_step(15)
-    for process in slurm.step_daemons("n2"):
-        os.kill(process, signal.SIGKILL)
-    drill.wait_for_end()
-    return drill.result(reference)
+    return _kill_step_daemon(slurm, folder, reference, "n2")
+
+
+def leader_step_daemon(slurm: Slurm, folder: Path, reference: dict[int, float]) -> dict[str, Any]:
+    """The same on the node where the ranks meet: nobody is left to say which node to leave out."""
+    return _kill_step_daemon(slurm, folder, reference, "n1")
 
 
 def node(slurm: Slurm, folder: Path, reference: dict[int, float]) -> dict[str, Any]:
@@ -186,6 +186,7 @@ DRILLS: dict[str, Callable[[Slurm, Path, dict[int, float]], dict[str, Any]]] = {
     "requeue": requeue,
     "limit": limit,
     "step_daemon": step_daemon,
+    "leader_step_daemon": leader_step_daemon,
     "node": node,
     "two_sites": two_sites,
 }
@@ -228,6 +229,15 @@ def _isthmus(words: list[str], where: Path, environment: dict[str, str]) -> None
     command = [sys.executable, "-m", "isthmus.launch.cli", *words]
     result = subprocess.run(command, cwd=where, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def _kill_step_daemon(slurm: Slurm, folder: Path, reference: dict[int, float], node: str) -> dict[str, Any]:
+    drill = Drill(slurm, folder)
+    drill.wait_for_step(15)
+    for process in slurm.step_daemons(node):
+        os.kill(process, signal.SIGKILL)
+    drill.wait_for_end()
+    return drill.result(reference)
 
 
 def _minutes_run(slurm: Slurm, job: str) -> int:
