@@ -109,6 +109,7 @@ def _run(
             f"{len(plans)} sites of {lab.ranks_per_site} rank(s), {config.sync.kind.name} sync, {described}: "
             f"{plans[0].steps} steps into {plans[0].folder.parent}",
             highlight=False,
+            soft_wrap=True,
         )
         board: list[Board] = []
 
@@ -149,8 +150,9 @@ def _conclude(
     console.print(results_table(results, total))
     for site, result in zip(sites, results, strict=True):
         if result["exit_code"] != EXIT_OK:
-            console.print(f"{site.name} ended with exit code {result['exit_code']}: {site.last_words}", highlight=False)
-    console.print(f"everything is in {folder}", highlight=False)
+            said = f"{site.name} ended with exit code {result['exit_code']}: {site.last_words}"
+            console.print(said, highlight=False, markup=False, soft_wrap=True)
+    console.print(f"everything is in {folder}", highlight=False, soft_wrap=True)
     code = EXIT_INTERRUPTED if interrupted else worst_exit_code(sites)
     return {"folder": str(folder), "sites": results, "total": total}, code
 

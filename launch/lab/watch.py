@@ -71,7 +71,7 @@ class Board:
             self._live.update(self._table(total_steps))
         elif time.monotonic() - self._printed > _SECONDS_BETWEEN_PLAIN_LINES:
             self._printed = time.monotonic()
-            self._console.print(self._line(total_steps), highlight=False)
+            self._console.print(self._line(total_steps), highlight=False, soft_wrap=True)
 
     def _measure(self) -> None:
         now, counts = time.monotonic(), self._network.counts()

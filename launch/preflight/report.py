@@ -40,7 +40,7 @@ class Reporter:
             self._console = Console(stderr=as_json, width=_WIDTH_OF_FILES)
 
     def tell(self, line: str) -> None:
-        self._console.print(line, highlight=False, markup=False)
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def report(self, sites: Sites, meeting: Meeting | None, plan: Plan, *, seconds: float) -> int:
         """Judge, show the table, save the files; return the exit code."""
