@@ -26,9 +26,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from loader_data import (
+    LARGE_SHARDS,
+    LARGE_TOKENS,
+    LENGTH,
+    VOCABULARY,
+    small_samples,
+    write_large,
+    write_many,
+    write_small,
+)
 
-LENGTH, BATCH, VOCABULARY = 1024, 64, 50_000
-LARGE_SHARDS, LARGE_TOKENS = 2_000, 10**12
+BATCH = 64
 
 
 def main() -> None:
@@ -98,69 +107,6 @@ def run(contender: str, folder: Path, peers: Path | None = None) -> dict[str, An
         return None
     value: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return value
-
-
-def write_small(folder: Path, tokens: int) -> None:
-    """Write eight shards of documents of 300 to 3,000 tokens, packed too."""
-    from isthmus.data.shards.imports import import_shards
-    from isthmus.data.shards.packing import pack_dataset
-
-    prefixes = []
-    draw = np.random.default_rng(0)
-    for number in range(8):
-        lengths = draw.integers(300, 3_000, tokens // 8 // 1_650).astype(np.int32)
-        content = draw.integers(1, VOCABULARY, int(lengths.sum())).astype("<u2")
-        prefixes.append(write_shard(folder / f"part-{number}", lengths, content))
-    tokenizer = {"name": "none", "sha256": "0", "size": VOCABULARY, "end": 0}
-    import_shards(prefixes, folder, source="small", tokenizer=tokenizer)
-    pack_dataset(folder, LENGTH)
-
-
-def write_shard(prefix: Path, lengths: np.ndarray, content: np.ndarray) -> Path:
-    from isthmus.data.shards.index import write_index
-
-    prefix.parent.mkdir(parents=True, exist_ok=True)
-    prefix.with_suffix(".bin").write_bytes(content.tobytes())
-    write_index(prefix.with_suffix(".idx"), np.dtype("<u2"), lengths)
-    return prefix
-
-
-def write_large(folder: Path) -> None:
-    """Write 2,000 sparse shards of 5 x 10^8 tokens with manifests as large as real ones, in five datasets."""
-    from isthmus.data.shards.imports import dataset_manifest
-    from isthmus.data.shards.index import write_index
-    from isthmus.data.shards.manifest import (
-        BLOCK_BYTES,
-        FileRecord,
-        ShardManifest,
-        record_file,
-        write_dataset_manifest,
-        write_shard_manifest,
-    )
-
-    tokens = LARGE_TOKENS // LARGE_SHARDS
-    for dataset in range(5):
-        inside = folder / f"set{dataset}"
-        inside.mkdir(parents=True)
-        shards = []
-        for number in range(LARGE_SHARDS // 5):
-            name = f"set{dataset}-{number:05d}"
-            with (inside / f"{name}.bin").open("wb") as file:
-                file.truncate(tokens * 2)
-            lengths = np.full(1_000, tokens // 1_000, dtype=np.int32)
-            write_index(inside / f"{name}.idx", np.dtype("<u2"), lengths)
-            blocks = [f"{number:064x}"] * (-(-tokens * 2 // BLOCK_BYTES))
-            records = [FileRecord(f"{name}.bin", tokens * 2, blocks), record_file(inside / f"{name}.idx")]
-            shards.append(ShardManifest(name, f"set{dataset}", len(lengths), tokens, "uint16", records))
-            write_shard_manifest(inside, shards[-1])
-        tokenizer = {"name": "none", "sha256": "0", "size": VOCABULARY, "end": 0}
-        write_dataset_manifest(inside, dataset_manifest(shards, config="", tokenizer=tokenizer))
-
-
-def write_many(folder: Path, count: int = 40) -> None:
-    """Write small shards for Megatron's builders, which take one dataset a file."""
-    for number in range(count):
-        write_shard(folder / f"part-{number}", np.full(500, 1_000, dtype=np.int32), np.ones(500_000, dtype="<u2"))
 
 
 def our_loader(sources: dict[str, Path], samples: int, folder: Path, *, packed: bool = False) -> Any:
@@ -329,12 +275,6 @@ def packing(folder: Path) -> dict[str, float]:
 
 def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def small_samples(folder: Path) -> Any:
-    for number in range(8):
-        content = np.fromfile(folder / f"small/part-{number}.bin", dtype="<u2")
-        yield from content[: len(content) // LENGTH * LENGTH].reshape(-1, LENGTH)
 
 
 def prepare_litdata(folder: Path) -> dict[str, float]:
