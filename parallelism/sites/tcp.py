@@ -21,6 +21,7 @@ from isthmus.parallelism.sites.lane import LaneError
 _CHUNK = struct.Struct("<QQQI")  # tag, length of the message, offset of the chunk, length of the chunk
 _LARGEST_MESSAGE = 1 << 36
 _RECEIVE_BYTES = 1 << 18
+_SMALLEST_CHUNK = 1 << 14
 _JOIN_SECONDS = 5.0
 _PULSE_TAG, _PULSES_A_DEADLINE = (1 << 64) - 2, 10
 _FAREWELL_TAG, _LONGEST_FAREWELL = (1 << 64) - 3, 4096
@@ -226,10 +227,19 @@ class TcpLane:
                     return None
                 self.changed.wait()
             tag, message, offset = peer.outbox.popleft()
-            end = min(offset + self._chunk_bytes, len(message))
+            end = min(offset + self._chunk_of(peer, len(message) - offset), len(message))
             if end < len(message):
                 peer.outbox.appendleft((tag, message, end))
             return tag, message, offset, message[offset:end]
+
+    def _chunk_of(self, peer: _Peer, left: int) -> int:
+        """Return how much to send at once; it shrinks towards the end of all that waits, so that no connection still
+        sends a large chunk when the others have nothing left to do.
+        """
+        if peer.outbox:
+            return self._chunk_bytes
+        share = left // (2 * max(peer.open_streams, 1))
+        return min(max(share, _SMALLEST_CHUNK), self._chunk_bytes)
 
     def _receive_chunks(self, peer: _Peer, connection: socket.socket) -> None:
         header = memoryview(bytearray(_CHUNK.size))

@@ -45,6 +45,21 @@ def test_every_byte_is_counted() -> None:
         assert second.bytes_sent == first.bytes_received == size + chunks * CHUNK_HEADER
 
 
+def test_a_message_of_one_chunk_is_shared_by_all_connections() -> None:
+    size, streams = 1 << 18, 4
+    opened = connect_all([party(site, 2, streams=streams) for site in range(2)], chunk_bytes=size)
+    first, second = (lane for lane in opened if isinstance(lane, TcpLane))
+    first.exchange(1, {1: bytes(size)})
+    second.exchange(1, {0: b""}).wait()
+    # Each chunk is half of what would be a connection's fair share of the rest, as long as that is above 16 KiB.
+    chunks, left = 0, size
+    while left > 0:
+        chunks, left = chunks + 1, left - max(left // (2 * streams), 1 << 14)
+    assert second.bytes_received == size + chunks * CHUNK_HEADER
+    for lane in (first, second):
+        lane.close()
+
+
 def test_a_site_that_leaves_is_named() -> None:
     with lanes(3) as opened:
         exchange = opened[0].exchange(1, {1: b"a", 2: b"b"})
