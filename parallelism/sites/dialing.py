@@ -14,7 +14,6 @@ from isthmus.parallelism.sites.validate import control_congestion
 
 _SIOCGIFADDR = 0x8915
 _HANDSHAKE_SECONDS = 20.0
-_UNSENT_BYTES = 1 << 15  # 64 ms of a connection that gets a quarter of 16 Mbit/s
 _PAUSE_SECONDS = 0.1
 
 Address = tuple[str, int]
@@ -197,8 +196,6 @@ def _other_token(name: str) -> UserError:
 
 def _tune(connection: socket.socket) -> None:
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    # What lies unsent in the buffer of a connection that turns out slow, the others cannot take over.
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
 
 
 def _prepare(connection: socket.socket, buffer_bytes: int | None, congestion: str | None) -> None:

@@ -22,6 +22,8 @@ _CHUNK = struct.Struct("<QQQI")  # tag, length of the message, offset of the chu
 _LARGEST_MESSAGE = 1 << 36
 _RECEIVE_BYTES = 1 << 18
 _SMALLEST_CHUNK = 1 << 14
+_PACING_RATE = struct.Struct("<104xQ")  # of struct tcp_info, bytes/s (linux/tcp.h)
+_UNSENT_SECONDS, _LEAST_UNSENT, _MOST_UNSENT = 0.05, 1 << 15, 1 << 22
 _JOIN_SECONDS = 5.0
 _PULSE_TAG, _PULSES_A_DEADLINE = (1 << 64) - 2, 10
 _FAREWELL_TAG, _LONGEST_FAREWELL = (1 << 64) - 3, 4096
@@ -209,6 +211,7 @@ class TcpLane:
             while (chunk := self._next_chunk(peer)) is not None:
                 tag, message, offset, part = chunk
                 header = _CHUNK.pack(tag, len(message), offset, len(part))
+                _limit_unsent(connection)
                 _send_all(connection, header, part)
                 with self.changed:
                     peer.sent_at = time.monotonic()
@@ -331,6 +334,15 @@ def connect(
     """
     connections = dial(listener, party, addresses, wait_seconds)
     return TcpLane(party, connections, deadline_seconds=deadline_seconds, chunk_bytes=chunk_bytes, pinned=pinned)
+
+
+def _limit_unsent(connection: socket.socket) -> None:
+    """Let the kernel take on little more than it sends soon: what lies in the buffer of a connection that turns out
+    slow, the others cannot take over.
+    """
+    (rate,) = _PACING_RATE.unpack(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _PACING_RATE.size))
+    unsent = min(max(int(rate * _UNSENT_SECONDS), _LEAST_UNSENT), _MOST_UNSENT)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, unsent)
 
 
 def _send_all(connection: socket.socket, header: bytes, part: memoryview) -> None:
