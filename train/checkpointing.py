@@ -5,6 +5,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,12 @@ from isthmus.fault_tolerance.snapshot import Snapshot
 from isthmus.fault_tolerance.store import Found, Store
 from isthmus.fault_tolerance.writer import Request, WriteError, WriterProcess, file_system_for, serve
 from isthmus.parallelism.engine import Engine
+from isthmus.parallelism.sites.config import SyncKind
 from isthmus.parallelism.slices import Slice
 from isthmus.train.config import Config, site_name
 from isthmus.train.parts import SiteSync, Stateful
 from isthmus.train.randomness import generators_state, restore_generators
-from isthmus.train.resume_rules import compare_config
+from isthmus.train.resume_rules import compare_config, fit_sync_state
 from isthmus.train.resuming import at_path
 from isthmus.train.rewinding import RunRewinds, rewound
 from isthmus.train.save_schedule import SaveSchedule
@@ -243,6 +245,8 @@ class RunCheckpointer:
             if chosen is None:
                 return None
             found, own = chosen
+            if own:
+                self._refuse_parted_sites(found)
             wrong = self._verify(found)
             answers = self._ask_sites({"wrong": wrong})
             if not any(answer["wrong"] for answer in answers):
@@ -258,41 +262,63 @@ class RunCheckpointer:
                 self._tell(f"{found.folder.name} is broken ({why}): set aside as {away.name}")
 
     def _offer(self) -> tuple[Found, bool] | None:
-        message: dict[str, Any] = {}
-        if self._engine.rank == 0:
-            # Of two of the same step the later attempt's counts.
-            newest = {entry.step: entry for entry in reversed(self.store.scan()) if entry.manifest is not None}
-            own = list(newest.values())
-            path = self._keys.resume if self._keys.resume not in ("auto", "never") else None
-            message = {"own": {str(entry.step): str(entry.folder) for entry in own}}
-            if path is not None and not own:
-                message["path"] = str(at_path(Path(path)).folder)
-            message["lost"] = [path.name for path in self.store.lost()]
-            message["distrusted"] = [entry.step for entry in distrusted(own, self._rewinds.log.entries)]
-        message = self._share(message)
-        if "path" in message:
-            return at_path(Path(message["path"])), False
-        worthless = set(message["distrusted"])
+        """Return the checkpoint to go on from, and whether it is this run's own."""
+        message = self._share(self._holdings() if self._engine.rank == 0 else {})
+        worthless, given = set(message["distrusted"]), message["given"]
         trusted = sorted({int(step) for step in message["own"]} - worthless)
-        offers = self._ask_sites({"steps": trusted, "distrusted": sorted(worthless), "lost": message["lost"]})
+        offer = {"steps": trusted, "distrusted": sorted(worthless), "lost": message["lost"]}
+        offers = self._ask_sites({**offer, "given": given["step"] if given else None})
         steps, others = ([set(offer[name]) for offer in offers] for name in ("steps", "distrusted"))
         chosen = choose_step(steps, others)
-        if chosen is None:
-            if any(steps) or any(others):
-                raise UserError(
-                    "the sites hold checkpoints, but of no step that all of them have",
-                    where="checkpoint.resume",
-                    fix="give one site's checkpoint to all with checkpoint.resume=PATH, or start anew with never",
-                )
-            if any(offer["lost"] for offer in offers):
-                # What the run has learnt is in what was set aside: to begin again is not for us to decide.
-                raise UserError(
-                    f"no checkpoint is whole ({', '.join(message['lost']) or 'of another site'})",
-                    where="checkpoint.resume",
-                    fix="restore one, give another with checkpoint.resume=PATH, or start anew with never",
-                )
-            return None
-        return at_path(Path(message["own"][str(chosen)])), True
+        if chosen is not None:
+            return at_path(Path(message["own"][str(chosen)])), True
+        held = set().union(*steps, *others)
+        if given and all(offer["given"] == given["step"] >= max(held, default=0) for offer in offers):
+            return at_path(Path(given["folder"])), False
+        if held:
+            raise UserError(
+                "the sites hold checkpoints, but of no step that all of them have",
+                where="checkpoint.resume",
+                fix=f"give the one of step {max(held)} to all with checkpoint.resume=PATH, or start anew with never",
+            )
+        if any(offer["given"] is not None for offer in offers):
+            raise UserError("differs between the sites", where="checkpoint.resume", fix="give all the same checkpoint")
+        if any(offer["lost"] for offer in offers):
+            # What the run has learnt is in what was set aside: to begin again is not for us to decide.
+            raise UserError(
+                f"no checkpoint is whole ({', '.join(message['lost']) or 'of another site'})",
+                where="checkpoint.resume",
+                fix="restore one, give another with checkpoint.resume=PATH, or start anew with never",
+            )
+        return None
+
+    def _refuse_parted_sites(self, found: Found) -> None:
+        manifest, sync = found.manifest, self._config.sync.kind
+        assert manifest is not None
+        if manifest.sync == "local" and sync is SyncKind.exact and len(manifest.sites) > 1:
+            raise UserError(
+                f"step {found.step} was saved under sync=local, where each site has parameters of its own",
+                where="sync=exact",
+                fix="give one site's checkpoint to all with checkpoint.resume=PATH, in a run of another name",
+            )
+
+    def _holdings(self) -> dict[str, Any]:
+        """Return what this site has: checkpoints of its own, and the one that it was given."""
+        # Of two of the same step the later attempt's counts.
+        newest = {entry.step: entry for entry in reversed(self.store.scan()) if entry.manifest is not None}
+        own = list(newest.values())
+        given = None
+        if self._keys.resume not in ("auto", "never"):
+            # With checkpoints of its own, a run may be started again after what it began from is gone.
+            with suppress(UserError) if own else nullcontext():
+                entry = at_path(Path(self._keys.resume))
+                given = {"folder": str(entry.folder), "step": entry.step}
+        return {
+            "own": {str(entry.step): str(entry.folder) for entry in own},
+            "given": given,
+            "lost": [path.name for path in self.store.lost()],
+            "distrusted": [entry.step for entry in distrusted(own, self._rewinds.log.entries)],
+        }
 
     def _verify(self, found: Found) -> str:
         """Check the hashes of all files, a share on each rank; return what is wrong, or ""."""
@@ -326,7 +352,7 @@ class RunCheckpointer:
                             f"what {manifest.sync} sync of {max(len(manifest.sites), 1)} site(s) kept is dropped"
                         )
                     continue
-                inexact += _fit_sync_state(state, changed, same_layout, self._config.sync.wire.name)
+                inexact += fit_sync_state(state, changed, same_layout, self._config.sync.wire.name)
             part.load_state_dict(state)
         if same_layout:
             restore_generators(saved["random"])
@@ -357,20 +383,6 @@ class RunCheckpointer:
 
 def _record(kind: str, where: Slice) -> Record:
     return Record(kind, where.name, where.global_shape, where.offset, where.shape, where.start, where.stop)
-
-
-def _fit_sync_state(state: dict[str, Any], changed: list[str], same_layout: bool, wire: str) -> list[str]:
-    """Take out of a sync's state what the configuration no longer has a place for; return what that costs."""
-    lost = []
-    codec_changed = any(name in changed for name in ("sync.wire", "sync.density", "sync.error_decay"))
-    schedule = any(name in changed for name in ("sync.every", "sync.fragments", "sync.overlap_steps"))
-    # The errors lie in blocks, whose size is the codec's, and fragment by fragment.
-    if (not same_layout or codec_changed or schedule) and state.pop("local", None) is not None and wire != "fp32":
-        lost.append("the errors of compression begin at zero")
-    if schedule and state.get("under_way"):
-        state["under_way"] = []
-        lost.append("the rounds under way are dropped")
-    return lost
 
 
 def _is_inner(record: Record) -> bool:

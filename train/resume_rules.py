@@ -68,3 +68,17 @@ def compare_config(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 def _covered(name: str, prefixes: tuple[str, ...]) -> bool:
     return any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+def fit_sync_state(state: dict[str, Any], changed: list[str], same_layout: bool, wire: str) -> list[str]:
+    """Take out of a sync's state what the configuration no longer has a place for; return what that costs."""
+    lost = []
+    codec_changed = any(name in changed for name in ("sync.wire", "sync.density", "sync.error_decay"))
+    schedule = any(name in changed for name in ("sync.every", "sync.fragments", "sync.overlap_steps"))
+    # The errors lie in blocks, whose size is the codec's, and fragment by fragment.
+    if (not same_layout or codec_changed or schedule) and state.pop("local", None) is not None and wire != "fp32":
+        lost.append("the errors of compression begin at zero")
+    if schedule and state.get("under_way"):
+        state["under_way"] = []
+        lost.append("the rounds under way are dropped")
+    return lost

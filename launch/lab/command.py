@@ -75,16 +75,20 @@ def _lab(config: LabRunConfig, console: Console, stop_requested: Callable[[], in
         config.train.threads = max(1, (os.cpu_count() or 1) // (len(links.names) * lab.ranks_per_site))
     name = run_name(site_config(config, links.names, 0, [""] * len(links.names), 1))
     shapes = list(dict.fromkeys(links.shapes.values()))
-    described = "over loopback" if lab.shape is LabShape.none else "; ".join(shape.describe() for shape in shapes)
+    loopback = "over loopback: bandwidth, round trip and loss are this machine's"
+    described = loopback if lab.shape is LabShape.none else "; ".join(shape.describe() for shape in shapes)
     outcome = {"shape": lab.shape.name, "links": described, "sync": config.sync.kind.name}
     shaped, code = _run(config, links, name, console, stop_requested, described)
     if lab.reference and code == EXIT_OK:
         free = Links.uniform(links.names, Shape())
         reference, code = _run(config, free, f"{name}-reference", console, stop_requested, "the reference, no limits")
         shaped["reference"] = reference
-        ratio = shaped["total"]["tokens_per_second"] / reference["total"]["tokens_per_second"]
-        shaped["tokens_per_second_ratio"] = ratio
-        console.print(f"{ratio:.1%} of the reference's tokens/s", highlight=False)
+        rates = [run["total"].get("tokens_per_second") for run in (shaped, reference)]
+        if all(rates):
+            shaped["tokens_per_second_ratio"] = rates[0] / rates[1]
+            console.print(f"{rates[0] / rates[1]:.1%} of the reference's tokens/s", highlight=False)
+        else:
+            console.print("no ratio: one of the two runs had made all its steps before", highlight=False)
     return {**outcome, **shaped}, code
 
 
@@ -109,6 +113,7 @@ def _run(
             f"{len(plans)} sites of {lab.ranks_per_site} rank(s), {config.sync.kind.name} sync, {described}: "
             f"{plans[0].steps} steps into {plans[0].folder.parent}",
             highlight=False,
+            markup=False,
             soft_wrap=True,
         )
         board: list[Board] = []
@@ -119,7 +124,15 @@ def _run(
             board[0].show(plans[0].steps)
 
         try:
-            sites = run_sites(configs, plans, lab.ranks_per_site, network, show=show, stop_requested=stop_requested)
+            sites = run_sites(
+                configs,
+                plans,
+                lab.ranks_per_site,
+                network,
+                show=show,
+                tell=lambda line: console.print(line, highlight=False, soft_wrap=True),
+                stop_requested=stop_requested,
+            )
         finally:
             for shown in board:
                 shown.__exit__()
@@ -148,11 +161,14 @@ def _conclude(
     ]
     total = total_of(results)
     console.print(results_table(results, total))
+    if all(site.exit_code == EXIT_OK and not site.log.trained for site in sites):
+        said = "no step was left to make: checkpoint.resume=never trains anew, run.name=... beside it"
+        console.print(said, highlight=False, markup=False, soft_wrap=True)
     for site, result in zip(sites, results, strict=True):
         if result["exit_code"] != EXIT_OK:
             said = f"{site.name} ended with exit code {result['exit_code']}: {site.last_words}"
             console.print(said, highlight=False, markup=False, soft_wrap=True)
-    console.print(f"everything is in {folder}", highlight=False, soft_wrap=True)
+    console.print(f"everything is in {folder}", highlight=False, markup=False, soft_wrap=True)
     code = EXIT_INTERRUPTED if interrupted else worst_exit_code(sites)
     return {"folder": str(folder), "sites": results, "total": total}, code
 
@@ -162,6 +178,12 @@ def _refuse_what_the_lab_sets(config: LabRunConfig) -> None:
         for name in names:
             if getattr(getattr(config, section), name):
                 raise UserError("is set by the lab", where=f"{section}.{name}", fix="leave it out; see lab.links")
+    if config.lab.reference and config.lab.shape is LabShape.none:
+        raise UserError(
+            "without limits the reference would be the same run",
+            where="lab.reference=true",
+            fix="leave it out, or lab.shape=none",
+        )
 
 
 def _links(lab: LabConfig, names: Sequence[str]) -> Links:

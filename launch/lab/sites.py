@@ -83,12 +83,14 @@ def run_sites(
     network: SiteNetwork,
     *,
     show: Callable[[list[Site]], None],
+    tell: Callable[[str], None],
     stop_requested: Callable[[], int],
 ) -> list[Site]:
     """Train in all sites until every one has ended; return them with their last figures.
 
     Args:
         show: called a few times a second.
+        tell: says one line to the user.
         stop_requested: how often somebody has asked to stop; once passes the request on, twice kills.
     """
     sites: list[Site] = []
@@ -104,7 +106,7 @@ def run_sites(
             verb = ["train"] if ranks == 1 else ["launch", f"launch.processes={ranks}"]
             command = [sys.executable, "-m", "isthmus.launch.cli", *verb, "--config", str(resolved)]
             site.process = network.start(number, command, output=site.console)
-        _watch(sites, show, stop_requested)
+        _watch(sites, show, tell, stop_requested)
     finally:
         for site in sites:
             if site.process is not None and site.process.poll() is None:
@@ -123,8 +125,15 @@ def worst_exit_code(sites: Sequence[Site]) -> int:
     return (causes or failed or [EXIT_OK])[0]
 
 
-def _watch(sites: list[Site], show: Callable[[list[Site]], None], stop_requested: Callable[[], int]) -> None:
+def _watch(
+    sites: list[Site],
+    show: Callable[[list[Site]], None],
+    tell: Callable[[str], None],
+    stop_requested: Callable[[], int],
+) -> None:
     passed_on, ended_by = 0, float("inf")
+    # Over a thin link a step may take as long as a lane waits, and a save comes after it.
+    patience = max(site.config.lane.deadline_seconds for site in sites) + _PATIENCE_SECONDS
     while running := [site for site in sites if site.process is not None and site.process.poll() is None]:
         show(sites)
         requests = stop_requested()
@@ -132,10 +141,12 @@ def _watch(sites: list[Site], show: Callable[[list[Site]], None], stop_requested
             kill = requests > 1 or time.monotonic() > ended_by
             for site in running:
                 _signal(site, signal.SIGKILL if kill else signal.SIGINT)
-            passed_on, ended_by = requests, time.monotonic() + _PATIENCE_SECONDS
+            if not kill:
+                tell("asked all sites to stop after their step and save; once more kills them")
+            passed_on, ended_by = requests, time.monotonic() + (_PATIENCE_SECONDS if kill else patience)
         if len(running) < len(sites) and ended_by == float("inf"):
             # The others end by themselves once their lanes' deadline has passed.
-            ended_by = time.monotonic() + max(site.config.lane.deadline_seconds for site in sites) + _PATIENCE_SECONDS
+            ended_by = time.monotonic() + patience
         time.sleep(_POLL_SECONDS)
 
 

@@ -71,7 +71,7 @@ class Board:
             self._live.update(self._table(total_steps))
         elif time.monotonic() - self._printed > _SECONDS_BETWEEN_PLAIN_LINES:
             self._printed = time.monotonic()
-            self._console.print(self._line(total_steps), highlight=False, soft_wrap=True)
+            self._console.print(self._line(total_steps), highlight=False, markup=False, soft_wrap=True)
 
     def _measure(self) -> None:
         now, counts = time.monotonic(), self._network.counts()
@@ -100,7 +100,7 @@ class Board:
                 f"{row['loss']:.4f}",
                 format_count(row["tokens_per_second"]),
                 f"{seconds:.3f}",
-                f"{waiting_share(recent):.0%}",
+                f"{_waiting_lately(rows):.0%}",
                 f"{self._sent(site):.1f}",
                 format_duration(seconds * (total_steps - row["step"])),
             )
@@ -111,7 +111,7 @@ class Board:
         for site, (name, log) in enumerate(zip(self._names, self._logs, strict=True)):
             rows = log.trained
             state = f"step {rows[-1]['step']}/{total_steps} loss {rows[-1]['loss']:.4f}" if rows else "starting"
-            waiting = f", waiting {waiting_share(rows[-10:]):.0%}" if rows else ""
+            waiting = f", waiting {_waiting_lately(rows):.0%}" if rows else ""
             link = f", {self._sent(site):.1f} Mbit/s out" if self._before[1] else ""
             parts.append(f"{name}: {state}{waiting}{link}")
         return "   ".join(parts)
@@ -123,10 +123,14 @@ def steps_between(rows: Sequence[dict[str, Any]]) -> list[int]:
     return [*(gaps[:1] or [rows[0]["step"]] if rows else []), *gaps]
 
 
-def waiting_share(rows: Sequence[dict[str, Any]]) -> float:
-    """Return the share of the steps' time that training waited for other sites."""
-    elapsed = sum(row["step_seconds"] * steps for row, steps in zip(rows, steps_between(rows), strict=True))
+def waiting_share(rows: Sequence[dict[str, Any]], steps: Sequence[int]) -> float:
+    """Return the share of the time that training waited for other sites, of rows that stand for so many steps each."""
+    elapsed = sum(row["step_seconds"] * count for row, count in zip(rows, steps, strict=True))
     return sum(row.get("wan_exposed_seconds", 0.0) for row in rows) / elapsed if elapsed else 0.0
+
+
+def _waiting_lately(rows: Sequence[dict[str, Any]]) -> float:
+    return waiting_share(rows[-10:], steps_between(rows)[-10:])
 
 
 def _mbps(now: Counts, before: Counts, pair: tuple[int, int], seconds: float) -> float:

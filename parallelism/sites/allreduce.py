@@ -94,8 +94,7 @@ class AllReduce:
         # What the others decode of ours, and room to decode what is theirs.
         self._own_NB = torch.zeros_like(values_NB)
         self._scratch_NB = torch.zeros_like(values_NB if self._sites == 2 else values_NB[first:last])
-        self.seconds = 0.0  # that the last round took, from `start` to its sum
-        self._started = 0.0
+        self.started = self.ended = 0.0  # perf_counter at the last round's `start`, and when its sum was there
 
     def start(self, tag: int, prepare: Callable[[], None]) -> "Future[bool]":
         """Begin a round; the future's result says whether the sum is finite, and `values_NB` then holds it.
@@ -105,7 +104,7 @@ class AllReduce:
             prepare: fills `values_NB`; called in the first courier, where it may wait.
         """
         finished: Future[bool] = Future()
-        self._started = time.perf_counter()
+        self.started = time.perf_counter()
         if self.values_NB.is_cuda:
             # What training has queued so far comes first: it may still read the last sum, or write what is to be sent.
             queued = torch.cuda.current_stream(self.values_NB.device).record_event()
@@ -209,7 +208,7 @@ class AllReduce:
             self.values_NB.fill_(torch.nan)
         if self.values_NB.is_cuda:
             torch.cuda.current_stream(self.values_NB.device).synchronize()
-        self.seconds = time.perf_counter() - self._started
+        self.ended = time.perf_counter()
         finished.set_result(finite)
 
 

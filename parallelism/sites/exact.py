@@ -87,9 +87,13 @@ class ExactSync:
         with self._user.exposed():
             for bucket, finished in self._running:
                 finished.result()
-                self._user.transfer_seconds += bucket.reduction.seconds
                 bucket.finish()
             total = self._add_losses(exchange, loss)
+        # The buckets of a step queue for the same link: one exchange, however many they are.
+        reductions = [bucket.reduction for bucket, _ in self._running]
+        if reductions:
+            first, last = min(one.started for one in reductions), max(one.ended for one in reductions)
+            self._user.transfer_seconds += last - first
         self._running.clear()
         self._user.rounds += 1
         return total

@@ -256,7 +256,7 @@ class LocalSync:
             assert fragment.finished is not None
             with self._user.exposed():
                 finite &= fragment.finished.result()
-            self._user.transfer_seconds += fragment.reduction.seconds
+            self._user.transfer_seconds += fragment.reduction.ended - fragment.reduction.started
             fragment.finished = None
         # Each rank knows of its own lane only. What one lane refuses, every site refuses on every lane.
         if self._engine.any_rank(not finite):

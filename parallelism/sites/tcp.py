@@ -48,6 +48,7 @@ class _Peer:
         self.outbox: deque[tuple[int, memoryview, int]] = deque()  # (tag, message, offset of its next chunk)
         self.unsent: dict[int, int] = {}  # tag -> bytes not yet handed to the kernel
         self.inbox: dict[int, _Message] = {}
+        self.making_room = threading.Lock()  # held without the condition: memory may take its time
         self.failure: str | None = None
         self.blames: tuple[str, str] | None = None  # (site, what): for whose sake it left
         self.received_at = time.monotonic()
@@ -90,6 +91,7 @@ class TcpLane:
         self._sockets = [connection for streams in connections.values() for connection, _ in streams.values()]
         self._listeners: dict[int, Callable[[], None]] = {}
         self._closed = False
+        self._fault: Exception | None = None  # of this side, for which no other site is to blame
         self._threads = [
             threading.Thread(
                 target=work, args=(self._peers[site], connection), daemon=True, name=f"isthmus-lane-{site}"
@@ -124,7 +126,7 @@ class TcpLane:
         with self.changed:
             quiet = time.monotonic() - self._deadline / _PULSES_A_DEADLINE
             for peer in self._peers.values():
-                if not peer.outbox and peer.sent_at < quiet:
+                if not peer.outbox and _PULSE_TAG not in peer.unsent and peer.sent_at < quiet:
                     peer.outbox.append((_PULSE_TAG, memoryview(b""), 0))
                     peer.unsent[_PULSE_TAG] = 1
             self.changed.notify_all()
@@ -149,10 +151,13 @@ class TcpLane:
 
         Raises:
             LaneError: the site has gone, or nothing has moved for the lane's deadline.
+            RuntimeError: it is this side that failed, for want of memory perhaps.
         """
         peer, began = self._peers[site], time.monotonic()
         with self.changed:
             while not (self.is_complete(site, tag) and tag not in peer.unsent):
+                if self._fault is not None:
+                    raise RuntimeError(f"lane {self.lane} to site {peer.name} failed here") from self._fault
                 if peer.failure is not None:
                     raise self._error(peer)
                 if self._closed:
@@ -211,7 +216,7 @@ class TcpLane:
             while (chunk := self._next_chunk(peer)) is not None:
                 tag, message, offset, part = chunk
                 header = _CHUNK.pack(tag, len(message), offset, len(part))
-                _limit_unsent(connection)
+                limit_unsent(connection)
                 _send_all(connection, header, part)
                 with self.changed:
                     peer.sent_at = time.monotonic()
@@ -222,6 +227,8 @@ class TcpLane:
                         self.changed.notify_all()
         except OSError as error:
             self._fail(peer, f"the connection broke: {error.strerror or error}")
+        except Exception as error:
+            self._fail_here(error)
 
     def _next_chunk(self, peer: _Peer) -> tuple[int, memoryview, int, memoryview] | None:
         with self.changed:
@@ -236,12 +243,11 @@ class TcpLane:
             return tag, message, offset, message[offset:end]
 
     def _chunk_of(self, peer: _Peer, left: int) -> int:
-        """Return how much to send at once; it shrinks towards the end of all that waits, so that no connection still
-        sends a large chunk when the others have nothing left to do.
+        """Return how much of a message to send at once; it shrinks towards the end of all that waits, so that no
+        connection still sends a large chunk when the others have nothing left to do.
         """
-        if peer.outbox:
-            return self._chunk_bytes
-        share = left // (2 * max(peer.open_streams, 1))
+        waiting = left + sum(len(message) - offset for _, message, offset in peer.outbox)
+        share = waiting // (2 * max(peer.open_streams, 1))
         return min(max(share, _SMALLEST_CHUNK), self._chunk_bytes)
 
     def _receive_chunks(self, peer: _Peer, connection: socket.socket) -> None:
@@ -254,10 +260,7 @@ class TcpLane:
                     return
                 if tag == _PULSE_TAG:
                     continue
-                with self.changed:
-                    message = peer.inbox.get(tag)
-                    if message is None:
-                        message = peer.inbox[tag] = _Message(total, pinned=self._pinned)
+                message = self._message(peer, tag, total)
                 target = message.content[offset : offset + length]
                 if len(message.content) != total or not self._fill(peer, connection, target):
                     self._fail(peer, "the connection was closed in the middle of a message")
@@ -273,8 +276,21 @@ class TcpLane:
                 if heard is not None:
                     heard()
             self._closed_by(peer)
+        except OSError as error:
+            self._fail(peer, f"the connection broke: {error.strerror or error}")
         except Exception as error:  # whoever waits must hear of it
-            self._fail(peer, f"the connection broke: {getattr(error, 'strerror', None) or repr(error)}")
+            self._fail_here(error)
+
+    def _message(self, peer: _Peer, tag: int, total: int) -> _Message:
+        """Return where a message is put together; its first chunk makes room for it."""
+        with peer.making_room:
+            with self.changed:
+                message = peer.inbox.get(tag)
+            if message is None:
+                message = _Message(total, pinned=self._pinned)
+                with self.changed:
+                    peer.inbox[tag] = message
+            return message
 
     @staticmethod
     def _hear_farewell(peer: _Peer, content: memoryview) -> None:
@@ -303,6 +319,11 @@ class TcpLane:
             peer.open_streams -= 1
         if not peer.open_streams:
             self._fail(peer, "the connection was closed by the other side")
+
+    def _fail_here(self, error: Exception) -> None:
+        with self.changed:
+            self._fault = self._fault or error
+            self.changed.notify_all()
 
     def _fail(self, peer: _Peer, what: str) -> None:
         with self.changed:
@@ -336,7 +357,7 @@ def connect(
     return TcpLane(party, connections, deadline_seconds=deadline_seconds, chunk_bytes=chunk_bytes, pinned=pinned)
 
 
-def _limit_unsent(connection: socket.socket) -> None:
+def limit_unsent(connection: socket.socket) -> None:
     """Let the kernel take on little more than it sends soon: what lies in the buffer of a connection that turns out
     slow, the others cannot take over.
     """

@@ -61,11 +61,16 @@ def train_reference(
             if step == sent + recipe.overlap or step == steps:
                 del in_flight[fragment]
                 for name, delta in mean.items():
-                    momentum[name] = recipe.outer_momentum * momentum[name] + delta
-                    outer[name] = outer[name] - recipe.outer_rate * (delta + recipe.outer_momentum * momentum[name])
+                    outer[name], momentum[name] = nesterov(outer[name], momentum[name], delta, recipe)
                     for site in sites:
                         site.parameters[name] = recipe.merge * site.parameters[name] + (1 - recipe.merge) * outer[name]
     return sites
+
+
+def nesterov(outer: Tensor, momentum: Tensor, delta: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor]:
+    """Return the outer parameters and the momentum after one outer step."""
+    momentum = recipe.outer_momentum * momentum + delta
+    return outer - recipe.outer_rate * (delta + recipe.outer_momentum * momentum), momentum
 
 
 def adamw(site: Site, gradient: Weights, step: int, recipe: Recipe) -> None:

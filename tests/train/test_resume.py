@@ -118,6 +118,29 @@ def test_two_sites_resume_exactly(
         assert_equal_states(one, after)
 
 
+def test_a_site_that_has_lost_its_disk_takes_the_other_ones_checkpoint(
+    runs: Runs, killed_sites: Callable[[str, Path], None], tmp_path: Path
+) -> None:
+    killed_sites("exact", tmp_path / "runs")
+    shutil.rmtree(tmp_path / "runs/r/site1")
+    words = [*SITES["exact"], *runs.common, *QUIET]
+    with pytest.raises(Exception, match=r"of no step that all of them have.*give the one of step 5 to all"):
+        run_sites(train_run, 2, 1, str(tmp_path / "runs"), None, words)
+    given = f"checkpoint.resume={tmp_path}/runs/r/site0"
+    (first,), (second,) = run_sites(train_run, 2, 1, str(tmp_path / "runs"), None, [*words, given])
+    assert sorted(first["losses"]) == sorted(second["losses"]) == [6, 7, 8, 9, 10]
+    assert_equal_states(first, second)
+
+
+def test_local_sites_do_not_become_exact_with_what_each_has(
+    runs: Runs, killed_sites: Callable[[str, Path], None], tmp_path: Path
+) -> None:
+    killed_sites("local in mid-round", tmp_path / "runs")
+    words = [*SITES["exact"], *runs.common, *QUIET]
+    with pytest.raises(Exception, match="saved under sync=local"):
+        run_sites(train_run, 2, 1, str(tmp_path / "runs"), None, words)
+
+
 MOVES = {
     "TP 2 -> 1": ((2, TP), (1, ONE)),
     "PP 1 -> 2": ((1, ONE), (2, PP)),

@@ -8,11 +8,13 @@ import pytest
 from support.lanes import connect_all, lanes, party
 
 from isthmus.errors import UserError
+from isthmus.parallelism.sites import tcp
 from isthmus.parallelism.sites.dialing import Listener, own_address
 from isthmus.parallelism.sites.lane import LaneError
-from isthmus.parallelism.sites.tcp import TcpLane
+from isthmus.parallelism.sites.tcp import TcpLane, limit_unsent
 
 CHUNK_HEADER = 28
+SO_MAX_PACING_RATE = 47  # asm-generic/socket.h
 
 
 @pytest.mark.parametrize("sites", [2, 3])
@@ -45,19 +47,45 @@ def test_every_byte_is_counted() -> None:
         assert second.bytes_sent == first.bytes_received == size + chunks * CHUNK_HEADER
 
 
-def test_a_message_of_one_chunk_is_shared_by_all_connections() -> None:
+@pytest.mark.parametrize("small_ones_behind", [0, 3])
+def test_a_message_of_one_chunk_is_shared_by_all_connections(small_ones_behind: int) -> None:
     size, streams = 1 << 18, 4
     opened = connect_all([party(site, 2, streams=streams) for site in range(2)], chunk_bytes=size)
     first, second = (lane for lane in opened if isinstance(lane, TcpLane))
-    first.exchange(1, {1: bytes(size)})
-    second.exchange(1, {0: b""}).wait()
+    sizes = [size] + [16] * small_ones_behind
+    for tag, length in enumerate(sizes):
+        first.exchange(tag, {1: bytes(length)})
+    for tag in range(len(sizes)):
+        second.exchange(tag, {0: b""}).wait()
     # Each chunk is half of what would be a connection's fair share of the rest, as long as that is above 16 KiB.
     chunks, left = 0, size
     while left > 0:
         chunks, left = chunks + 1, left - max(left // (2 * streams), 1 << 14)
-    assert second.bytes_received == size + chunks * CHUNK_HEADER
+    headers = second.bytes_received - sum(sizes)
+    assert headers == (chunks + small_ones_behind) * CHUNK_HEADER
     for lane in (first, second):
         lane.close()
+
+
+def test_what_lies_unsent_follows_the_rate_of_the_connection() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as connection:
+        for rate, unsent in [(2_000_000, 100_000), (1_000, 1 << 15)]:
+            connection.setsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, rate)
+            limit_unsent(connection)
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == unsent
+
+
+def test_want_of_memory_here_is_not_the_other_sites_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    with lanes(2) as (first, second):
+        monkeypatch.setattr(tcp, "_Message", _no_memory)
+        second.exchange(1, {0: b"hello"})
+        with pytest.raises(RuntimeError, match="lane 0 to site site1 failed here") as caught:
+            first.exchange(1, {1: b"hello"}).wait()
+        assert isinstance(caught.value.__cause__, MemoryError)
+
+
+def _no_memory(total: int, *, pinned: bool) -> None:
+    raise MemoryError(f"no room for {total} bytes")
 
 
 def test_a_site_that_leaves_is_named() -> None:

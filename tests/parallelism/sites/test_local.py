@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from support.diloco import Recipe, Weights, train_reference
+from support.diloco import Recipe, Weights, nesterov, train_reference
 from support.engines import assemble, compose_nano, rank_batches, topology_of
 from support.ranks import RankWorld, run_ranks, run_sites
 from support.sites import TIMEOUT, train_site
@@ -129,10 +129,10 @@ def test_torch_agrees_with_the_outer_optimizer() -> None:
     """The reference's Nesterov is torch's."""
     parameter = torch.nn.Parameter(torch.ones(3))
     optimizer = torch.optim.SGD([parameter], lr=0.7, momentum=0.9, nesterov=True)
+    recipe = Recipe(sites=1, every=1, fragments=1, overlap=0, merge=0, outer_rate=0.7, outer_momentum=0.9)
     outer, momentum = torch.ones(3), torch.zeros(3)
     for delta in (torch.tensor([0.1, -0.2, 0.3]), torch.tensor([0.3, 0.1, -0.1])):
         parameter.grad = delta.clone()
         optimizer.step()
-        momentum = 0.9 * momentum + delta
-        outer = outer - 0.7 * (delta + 0.9 * momentum)
+        outer, momentum = nesterov(outer, momentum, delta, recipe)
     torch.testing.assert_close(parameter.detach(), outer)
