@@ -165,10 +165,11 @@ def _conclude(
         said = "no step was left to make: checkpoint.resume=never trains anew, run.name=... beside it"
         console.print(said, highlight=False, markup=False, soft_wrap=True)
     for site, result in zip(sites, results, strict=True):
-        if result["exit_code"] != EXIT_OK:
+        if result["exit_code"] not in (EXIT_OK, EXIT_INTERRUPTED):
             said = f"{site.name} ended with exit code {result['exit_code']}: {site.last_words}"
             console.print(said, highlight=False, markup=False, soft_wrap=True)
-    console.print(f"everything is in {folder}", highlight=False, markup=False, soft_wrap=True)
+    stopped = "; stopped, the same command goes on from here" if interrupted else ""
+    console.print(f"everything is in {folder}{stopped}", highlight=False, markup=False, soft_wrap=True)
     code = EXIT_INTERRUPTED if interrupted else worst_exit_code(sites)
     return {"folder": str(folder), "sites": results, "total": total}, code
 
