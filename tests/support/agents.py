@@ -29,6 +29,8 @@ refuse)
 lose)
     [[ -e "$files/job" ]] && exit 0
     [[ "$SLURM_PROCID" == 0 ]] || sleep 60
+    # Agents meet before one can be lost; a step that ends sooner would kill the other task before it has called.
+    until (( $(wc -l <"$files/calls") >= ${{SLURM_NTASKS:-1}} )); do sleep 0.1; done
     echo n2 >"$files/excluded"
     echo 84 >"$files/exit" # the other task is killed, with a higher code
     exit 84
