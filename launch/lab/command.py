@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,7 +21,7 @@ from isthmus.launch.lab.links import Links, Shape, read_links
 from isthmus.launch.lab.network import LoopbackNetwork, ShapedNetwork, SiteNetwork
 from isthmus.launch.lab.results import results_table, site_result, total_of
 from isthmus.launch.lab.sites import Site, free_store_port, run_sites, site_config, worst_exit_code
-from isthmus.launch.lab.watch import Board
+from isthmus.launch.lab.watch import Board, say
 from isthmus.train.command import parse, print_help
 from isthmus.train.config import Config, run_name
 from isthmus.train.validate import Plan, load_corpus, plan_run
@@ -86,9 +87,9 @@ def _lab(config: LabRunConfig, console: Console, stop_requested: Callable[[], in
         rates = [run["total"].get("tokens_per_second") for run in (shaped, reference)]
         if all(rates):
             shaped["tokens_per_second_ratio"] = rates[0] / rates[1]
-            console.print(f"{rates[0] / rates[1]:.1%} of the reference's tokens/s", highlight=False)
+            say(console, f"{rates[0] / rates[1]:.1%} of the reference's tokens/s")
         else:
-            console.print("no ratio: one of the two runs had made all its steps before", highlight=False)
+            say(console, "no ratio: one of the two runs had made all its steps before")
     return {**outcome, **shaped}, code
 
 
@@ -109,12 +110,10 @@ def _run(
         network = ShapedNetwork(links, seed=config.train.seed)
     try:
         configs, plans = _site_plans(config, links.names, network, lab.ranks_per_site)
-        console.print(
+        say(
+            console,
             f"{len(plans)} sites of {lab.ranks_per_site} rank(s), {config.sync.kind.name} sync, {described}: "
             f"{plans[0].steps} steps into {plans[0].folder.parent}",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
         )
         board: list[Board] = []
 
@@ -130,7 +129,7 @@ def _run(
                 lab.ranks_per_site,
                 network,
                 show=show,
-                tell=lambda line: console.print(line, highlight=False, soft_wrap=True),
+                tell=partial(say, console),
                 stop_requested=stop_requested,
             )
         finally:
@@ -162,14 +161,12 @@ def _conclude(
     total = total_of(results)
     console.print(results_table(results, total))
     if all(site.exit_code == EXIT_OK and not site.log.trained for site in sites):
-        said = "no step was left to make: checkpoint.resume=never trains anew, run.name=... beside it"
-        console.print(said, highlight=False, markup=False, soft_wrap=True)
+        say(console, "no step was left to make: checkpoint.resume=never trains anew, run.name=... beside it")
     for site, result in zip(sites, results, strict=True):
         if result["exit_code"] not in (EXIT_OK, EXIT_INTERRUPTED):
-            said = f"{site.name} ended with exit code {result['exit_code']}: {site.last_words}"
-            console.print(said, highlight=False, markup=False, soft_wrap=True)
+            say(console, f"{site.name} ended with exit code {result['exit_code']}: {site.last_words}")
     stopped = "; stopped, the same command goes on from here" if interrupted else ""
-    console.print(f"everything is in {folder}{stopped}", highlight=False, markup=False, soft_wrap=True)
+    say(console, f"everything is in {folder}{stopped}")
     code = EXIT_INTERRUPTED if interrupted else worst_exit_code(sites)
     return {"folder": str(folder), "sites": results, "total": total}, code
 

@@ -43,6 +43,11 @@ class SiteLog:
         return [row for row in self.rows if row["step_seconds"] is not None]
 
 
+def say(console: Console, line: str) -> None:
+    """Print one line as it is: a path may hold brackets, and lines in a file are not broken."""
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 class Board:
     """A live table in a terminal; elsewhere a line every few seconds."""
 
@@ -71,7 +76,7 @@ class Board:
             self._live.update(self._table(total_steps))
         elif time.monotonic() - self._printed > _SECONDS_BETWEEN_PLAIN_LINES:
             self._printed = time.monotonic()
-            self._console.print(self._line(total_steps), highlight=False, markup=False, soft_wrap=True)
+            say(self._console, self._line(total_steps))
 
     def _measure(self) -> None:
         now, counts = time.monotonic(), self._network.counts()
@@ -130,7 +135,8 @@ def waiting_share(rows: Sequence[dict[str, Any]], steps: Sequence[int]) -> float
 
 
 def _waiting_lately(rows: Sequence[dict[str, Any]]) -> float:
-    return waiting_share(rows[-10:], steps_between(rows)[-10:])
+    # One more, since a row's steps begin at the one before it.
+    return waiting_share(rows[-10:], steps_between(rows[-11:])[-10:])
 
 
 def _mbps(now: Counts, before: Counts, pair: tuple[int, int], seconds: float) -> float:
